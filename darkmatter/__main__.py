@@ -1,0 +1,193 @@
+"""The command line: ``python -m darkmatter COMMAND``; each command hands over to its room."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import __version__, cache
+from . import preset as presets
+from .errors import DarkmatterError
+
+Arguments = argparse.Namespace
+VECTORS = ("x", "sae", "error", "linear", "nonlinear")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 a mistake in what was asked, 130 interrupted."""
+    arguments, rest = _parser().parse_known_args(words)
+    if rest and arguments.command != "lab":  # jupyter's own options
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    try:
+        arguments.do(arguments)
+    except DarkmatterError as error:
+        print(f"darkmatter: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("darkmatter: The disk is full. Free some space, or set DARKMATTER_CACHE to another disk, and "
+              "run the same command again to go on.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndarkmatter: Interrupted. What was finished is kept; run the same command again to go on.",
+              file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m darkmatter",
+                                     description="What is an SAE's error made of?")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(do: Callable[[Arguments], None], default_preset: str = "") -> argparse.ArgumentParser:
+        name, text = do.__name__.strip("_"), (do.__doc__ or "").splitlines()[0]
+        new = commands.add_parser(name, help=text, description=text)
+        new.set_defaults(do=do)
+        if default_preset:
+            new.add_argument("--preset", default=default_preset, help="a preset's name, or a YAML file")
+        return new
+
+    command(_presets)
+    command(_plan, "smollm2")
+    command(_train, "smollm2")
+    command(_survey, "smollm2").add_argument("--json", type=Path, help="also write the rows to this file")
+    _decompose_options(command(_decompose))
+    export = command(_export, "smollm2")
+    export.add_argument("--out", type=Path, required=True, help="directory for one directory an SAE")
+    book = command(_book, "smollm2")
+    book.add_argument("--only", nargs="+", default=[], metavar="NAME",
+                      help="run just these notebooks, build no pages")
+    book.add_argument("-p", nargs=2, action="append", default=[], dest="parameters",
+                      metavar=("NAME", "VALUE"), help="a parameter of the notebooks, as papermill takes it")
+    command(_lab)
+    command(_sync)
+    return parser
+
+
+def _decompose_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="a preset's name, a hub id or a model directory")
+    parser.add_argument("--site", required=True, help="hook name, such as blocks.15.hook_resid_post")
+    parser.add_argument("--sae", required=True, help="release:sae_id, a directory, or artifact:NAME")
+    parser.add_argument("--corpus", default="smollm2", help="a preset's name, 'pile', or a file")
+    parser.add_argument("--contexts", type=int, help="number of contexts (default: the preset's)")
+    parser.add_argument("--context-length", type=int, help="tokens in a context (default: the preset's)")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+
+
+def _presets(arguments: Arguments) -> None:
+    """List the presets that come with the package."""
+    for name in presets.names():
+        preset = presets.load(name)
+        print(f"{name:<12}{preset.model}, {preset.site}, {len(preset.saes)} SAEs, "
+              f"{preset.contexts} contexts of {preset.context_length} tokens")
+
+
+def _plan(arguments: Arguments) -> None:
+    """Say what a run will need before it starts."""
+    from . import plan
+
+    for line in plan.lines(presets.load(arguments.preset)):
+        print(line)
+
+
+def _train(arguments: Arguments) -> None:
+    """Train the preset's SAEs, going on from checkpoints."""
+    from . import training
+
+    training.run(presets.load(arguments.preset))
+
+
+def _survey(arguments: Arguments) -> None:
+    """Decompose the error of every SAE of a preset."""
+    from . import records, survey
+
+    rows = survey.run(presets.load(arguments.preset)).rows
+    print(rows.to_string(index=False))
+    if arguments.json:
+        _write(arguments.json, {"rows": rows.to_dict("records"), "provenance": records.provenance("auto")})
+
+
+def _decompose(arguments: Arguments) -> None:
+    """Decompose the error of one SAE and print a table."""
+    from . import decompose, records
+
+    names = ("model", "site", "sae", "corpus", "contexts", "context_length")
+    result = decompose.decompose(**{name: getattr(arguments, name) for name in names})
+    print(table(result))
+    if arguments.json:
+        _write(arguments.json, result | {"provenance": records.provenance("auto")})
+
+
+def _export(arguments: Arguments) -> None:
+    """Write the preset's SAEs as directories that sae_lens.SAE.load_from_disk reads."""
+    from . import saes
+
+    saes.export(presets.load(arguments.preset), arguments.out)
+
+
+def _book(arguments: Arguments) -> None:
+    """Run the notebooks and build the book."""
+    from . import book
+
+    given = {name: yaml.safe_load(value) for name, value in arguments.parameters}
+    book.build(arguments.preset, arguments.only, given)
+
+
+def _lab(arguments: Arguments) -> None:
+    """Open JupyterLab on the notebooks; further options go to it."""
+    from . import pairs, records
+
+    pairs.lab(records.HOME, arguments.rest)
+
+
+def _sync(arguments: Arguments) -> None:
+    """Bring both halves of each notebook together and strip outputs."""
+    from . import pairs, records
+
+    print(f"{len(pairs.sync(records.HOME / 'notebooks'))} pairs in sync")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of ``decompose`` as text: each metric with its 95% interval, '–' for no number."""
+    names = {"l0": "L0", "dead_share": "share of dead latents", "fvu": "FVU",
+             "fvu_nonlinear": "FVU_nonlinear", "r2_vector": "R² of the error vector",
+             "r2_vector_weighted": "  weighted by variance", "r2_norm": "R² of the squared error norm"}
+    ends = result["intervals"]
+    tests = ends.get("norm_test", {})
+    rows = [(text, result[name], ends.get(name)) for name, text in names.items()]
+    rows += [(f"norm test of {name}", result["norm_test"][name], tests.get(name)) for name in VECTORS]
+    lines = [f"{text:<32}{_number(value):>10}   {_interval(interval)}" for text, value, interval in rows]
+    notes = [f"{name}: {note}" for name, note in result.get("notes", {}).items()]
+    return "\n".join([f"{'':<32}{'value':>10}   95% interval", *lines,
+                      f"fitted on {result['n_fit']:,} tokens, scored on {result['n_eval']:,}", *notes])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return f"[{_number(ends[0])}, {_number(ends[1])}]" if ends else "–"
+
+
+def _write(path: Path, value: Any) -> None:
+    from . import records
+
+    with cache.atomic(path) as temporary:
+        temporary.write_text(json.dumps(records.plain(value), indent=1, allow_nan=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Files made once: where they live, how they are named, and how a half-written or damaged one is caught.
+
+A file gets its name only when it is complete; a reader that finds one damaged removes it, warns and asks for
+it to be made again, because whatever lies in the cache can be.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_dir
+from safetensors.numpy import load_file, save_file
+
+from .errors import DarkmatterError
+
+
+def root() -> Path:
+    """The cache directory: ``DARKMATTER_CACHE`` if set, else the platform's user cache; made if missing."""
+    path = Path(os.environ.get("DARKMATTER_CACHE") or user_cache_dir("darkmatter")).expanduser()
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def key(**parts: object) -> str:
+    """16 hex digits that change with any part; parts are what JSON can hold (others by their ``str``)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Hold the lock on what ``name`` says in words, so that two processes do not make the same thing."""
+    folder = root() / "locks"
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        held = FileLock(folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            print(f"Waiting for another process that is busy with {name}.", flush=True)
+            held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` for a file or directory; renamed to it on success, else removed.
+
+    Raises DarkmatterError when the disk is full or the place cannot be written to.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # writers look at the suffix
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if path.is_dir():
+                shutil.rmtree(path)
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write named arrays of any plain dtype as safetensors, with the sha256 beside it in ``PATH.sha256``."""
+    side = path.with_name(path.name + ".sha256")
+    with atomic(path) as temporary:
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
+        digest = sha256(temporary)
+        side.unlink(missing_ok=True)
+    with atomic(side) as temporary:
+        temporary.write_text(digest + "\n")
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Read what ``save_arrays`` wrote; None when it is missing or damaged (then removed, with a warning)."""
+    side = path.with_name(path.name + ".sha256")
+    if not path.exists():
+        return None
+    try:
+        if side.read_text().strip() == sha256(path):
+            return load_file(path)
+    except (OSError, ValueError):
+        pass  # no readable checksum: the writer was cut off between the two files
+    warnings.warn(f"The cached file {path} is damaged; it was removed and is made again.", stacklevel=2)
+    path.unlink(missing_ok=True)
+    side.unlink(missing_ok=True)
+    return None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the disk's refusals into a sentence; safetensors hides their number in its text."""
+    try:
+        yield
+    except Exception as error:
+        inner = re.search(r"os error (\d+)", str(error))
+        number = getattr(error, "errno", None) or (int(inner[1]) if inner else 0)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise DarkmatterError(f"The disk is full: {path} could not be written. Free some space or set "
+                                  "DARKMATTER_CACHE to another disk, and run again.") from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise DarkmatterError(f"{path} cannot be written: {os.strerror(number)}. Give another place; "
+                                  "DARKMATTER_CACHE moves the cache.") from error
+        raise
+
+
+def seal(folder: Path) -> None:
+    """Write ``sha256.json``, the digest of every other file in ``folder``: what ``intact`` checks."""
+    digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    (folder / "sha256.json").write_text(json.dumps(digests))
+
+
+def intact(folder: Path) -> bool:
+    """Whether ``folder`` is there as it was sealed; a damaged one is removed, with a warning."""
+    if not folder.exists():
+        return False
+    try:
+        digests = json.loads((folder / "sha256.json").read_text())
+        if digests and all(sha256(folder / name) == digest for name, digest in digests.items()):
+            return True
+    except (OSError, ValueError):
+        pass
+    warnings.warn(f"The cached folder {folder} is damaged; it was removed and is made again.", stacklevel=2)
+    shutil.rmtree(folder)
+    return False

@@ -1,0 +1,88 @@
+"""The pages: executed notebooks with today's prose and the written pages, made into an HTML book."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from . import cache, pairs
+from .errors import DarkmatterError
+
+
+def build(executed: Mapping[str, Path], home: Path) -> Path:
+    """Build ``home``/_build/html, warnings as errors, unless this very content was built already.
+
+    ``executed`` holds the executed file of each notebook. Returns the first page. Raises DarkmatterError.
+    """
+    staged, page = _stage(executed, home), home / "_build" / "html" / "index.html"
+    marker, log = home / "_build" / "html.done", home / "_build" / "html.log"
+    files = sorted(path for path in staged.rglob("*") if path.is_file())
+    machinery = [Path(__file__).with_name("figures.py"), home / "requirements.txt"]
+    content = [(str(path), cache.sha256(path)) for path in files + machinery if path.exists()]
+    wanted = cache.key(content=content)
+    if page.exists() and marker.exists() and marker.read_text() == wanted:
+        print("book: nothing changed", flush=True)
+        return page
+    marker.unlink(missing_ok=True)
+    print("book: building the pages", flush=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(staged),
+               "--path-output", str(home), "--all", "-W", "-n", "--keep-going"]
+    with log.open("w") as output:
+        failed = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if failed:
+        said = [line for line in log.read_text().splitlines() if "WARNING" in line or "ERROR" in line]
+        raise DarkmatterError("\n".join([f"The book could not be built; all of it is in {log}.", *said[:10]]))
+    with cache.atomic(marker) as temporary:
+        temporary.write_text(wanted)
+    return page
+
+
+def merge(current: Any, executed: Any) -> Any:
+    """Today's notebook with the outputs of a run of the same code, and the parameters it was run with."""
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    cells = []
+    for cell in current.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            twin = ran.pop(0)
+            cell.outputs, cell.execution_count = twin.outputs, twin.execution_count
+            if ran and "injected-parameters" in ran[0].metadata.get("tags", []):
+                cells.append(ran.pop(0))
+                cells[-1].metadata = nbformat.from_dict({"tags": ["injected-parameters"]})
+    current.cells = cells
+    return current
+
+
+def _stage(executed: Mapping[str, Path], home: Path) -> Path:
+    """Everything the book is built from, in one directory."""
+    staged = home / "_build" / "site-src"
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / "notebooks").mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(home / name, staged)
+    if (home / "book").exists():
+        shutil.copytree(home / "book", staged / "book")
+    for name, path in executed.items():
+        current = pairs.read(home / "notebooks" / f"{name}.py")
+        merged = merge(current, nbformat.read(path, as_version=4))
+        nbformat.write(merged, staged / "notebooks" / f"{name}.ipynb")
+    for page in _named(yaml.safe_load((staged / "_toc.yml").read_text())):
+        if not any(Path(f"{staged / page}{suffix}").exists() for suffix in ("", ".md", ".ipynb", ".rst")):
+            raise DarkmatterError(f"_toc.yml names {page}, but there is no such page or notebook.")
+    return staged
+
+
+def _named(toc: Any) -> Iterator[str]:
+    """The pages that a table of contents names."""
+    for name, value in toc.items() if isinstance(toc, dict) else enumerate(toc):
+        if name in ("file", "root"):
+            yield value
+        elif isinstance(value, dict | list):
+            yield from _named(value)

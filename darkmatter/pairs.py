@@ -1,0 +1,98 @@
+"""The two halves of a notebook: NAME.py (percent format, the source of truth) and NAME.ipynb (no outputs)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jupytext
+import nbformat
+from jupytext.cli import jupytext as jupytext_command
+
+from . import cache
+from .errors import DarkmatterError
+
+METADATA = {"jupytext": {"formats": "ipynb,py:percent"},
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+
+
+def bare(notebook: Any) -> Any:
+    """The notebook without outputs, its cell ids made from the cells' text: the same bytes every time."""
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        digest = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = f"{digest}-{seen[digest]}"
+        cell.metadata = {name: value for name, value in cell.metadata.items() if name in ("tags", "mystnb")}
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat_minor = 5  # the first with cell ids
+    return notebook
+
+
+def read(source: Path) -> Any:
+    """The notebook that a percent file stands for."""
+    return bare(jupytext.read(source))
+
+
+def out_of_sync(folder: Path) -> list[str]:
+    """One line for each pair of a folder that ``sync`` would change."""
+    found = []
+    for stem in sorted({path.stem for pattern in ("*.py", "*.ipynb") for path in folder.glob(pattern)}):
+        text, notebook = folder / f"{stem}.py", folder / f"{stem}.ipynb"
+        if not (text.exists() and notebook.exists()):
+            found.append(f"{stem} has only one half")
+        elif not _is_written(text, notebook):
+            found.append(f"{stem}.ipynb is not what {stem}.py says, or holds outputs")
+    return found
+
+
+def sync(folder: Path) -> list[Path]:
+    """Bring both halves of every pair together (the newer one wins), strip outputs; returns the texts."""
+    for text in folder.glob("*.py"):
+        if not text.with_suffix(".ipynb").exists():
+            _write(text)
+    notebooks = sorted(folder.glob("*.ipynb"))
+    if not notebooks:
+        raise DarkmatterError(f"There are no notebooks in {folder}.")
+    jupytext_command(["--quiet", "--sync", *map(str, notebooks)])
+    texts = [notebook.with_suffix(".py") for notebook in notebooks]
+    for text in texts:
+        _write(text)
+    return texts
+
+
+def _write(text: Path) -> None:
+    """Make the notebook that a text stands for, as old as the text: then neither is the newer one."""
+    notebook, changed = text.with_suffix(".ipynb"), text.stat().st_mtime_ns
+    if not (notebook.exists() and _is_written(text, notebook)):
+        with cache.atomic(notebook) as temporary:
+            temporary.write_text(nbformat.writes(read(text)) + "\n", encoding="utf-8")
+    os.utime(notebook, ns=(changed, changed))
+
+
+def _is_written(text: Path, notebook: Path) -> bool:
+    return nbformat.writes(read(text)) + "\n" == notebook.read_text(encoding="utf-8")
+
+
+def lab(home: Path, options: list[str]) -> NoReturn:
+    """Become JupyterLab on ``home``/notebooks with the pairing on; a save of one half writes the other."""
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={home}",
+               "--LabApp.default_url=/lab/tree/notebooks", "--LabApp.news_url=None",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *options]
+    os.execve(sys.executable, command, os.environ | {"JUPYTER_PATH": str(kernels(home))})
+
+
+def kernels(home: Path) -> Path:
+    """A Jupyter data directory whose kernel 'python3' is this very Python, whatever else is installed."""
+    folder = home / "_build" / "jupyter"
+    words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+    spec = {"argv": words, "display_name": "Python 3", "language": "python", "metadata": {"debugger": True}}
+    with cache.atomic(folder / "kernels" / "python3" / "kernel.json") as temporary:
+        temporary.write_text(json.dumps(spec))
+    return folder

@@ -1,0 +1,182 @@
+"""One experiment as one frozen, validated dataclass: a preset is a name or the path of a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from .errors import DarkmatterError
+
+FOLDER = Path(__file__).parent / "presets"
+CONFIG = ConfigDict(extra="forbid")
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Training:
+    """How the SAEs of the ladder are trained: one recipe for all of them, on one shared activation stream."""
+
+    grid: tuple[tuple[Positive, Positive], ...] = ()
+    """(width, L0) of each SAE that ``train`` makes."""
+    tokens: Positive = 4_000_000
+    """Training tokens each SAE sees, repeats included."""
+    distinct_tokens: Positive = 2_000_000
+    """Different tokens among them; tokens / distinct_tokens is the number of epochs."""
+    batch: Positive = 4096
+    """Tokens in a training step."""
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
+    """Peak learning rate of Adam."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    decay: Share = 0.2
+    """Share of the steps, the last ones, over which the learning rate falls to 0."""
+    seed: Seed = 0
+    """Seed of the initial weights and of the order of the activations."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Preset:
+    """Everything that one experiment depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """What the results are filed under: letters, digits, '-', '_' and '.'."""
+    model: Text
+    """'smollm2' (built in, offline), a Hugging Face hub id, or a local model directory."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Floating-point type the model runs in."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """auto (the first there is of cuda, mps, cpu), cpu, cuda, cuda:N or mps."""
+    prepend_bos: bool = False
+    """Whether each context begins with the tokenizer's beginning-of-text token."""
+    corpus: Text = "mix"
+    """'mix' (built in, offline), 'pile', or the path of a .txt, .jsonl or .jsonl.zst file."""
+    contexts: Annotated[int, Field(ge=2)] = 300
+    """Number of contexts of the evaluation text."""
+    context_length: Annotated[int, Field(ge=18)] = 1024
+    """Tokens in a context."""
+    first_position: Annotated[int, Field(ge=0)] | None = None
+    """First position kept in each context; none: the rule in ``first_kept``."""
+    site: Annotated[str, Field(pattern=r"^[a-z]\w*(\.\w+)*$")]
+    """TransformerLens hook name that activations are read at, such as 'blocks.15.hook_resid_post'."""
+    saes: Annotated[Names, Field(min_length=1)]
+    """SAEs surveyed: 'release:sae_id', a directory, 'artifact:NAME' (shipped here) or 'train:WIDTHxL0'."""
+    default_sae: str = ""
+    """The one of ``saes`` used where a chapter needs one; left out: the first."""
+    fit_share: Share = 0.61
+    """Share of the tokens the regressions are fitted on; the rest scores them (the paper: 150k of 247k)."""
+    bootstrap: Annotated[int, Field(ge=20)] = 1000
+    """Resamples of the held-out sources behind each 95% interval."""
+    seed: Seed = 0
+    """Seed of the text's order, the split and the bootstrap."""
+    batch_contexts: Positive = 4
+    """Contexts in one forward pass."""
+    training: Training = Training()
+    """How ``train`` and 'train:WIDTHxL0' make SAEs."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Preset:
+        if not self.default_sae:
+            object.__setattr__(self, "default_sae", self.saes[0])
+        if self.default_sae not in self.saes:
+            raise ValueError(f"default_sae '{self.default_sae}' should be one of {', '.join(self.saes)}")
+        if not self.kept:
+            raise ValueError(f"first_position {self.first_position} leaves no position to keep in a context "
+                             f"of {self.context_length} tokens")
+        return self
+
+    @property
+    def first_kept(self) -> int:
+        """First kept position: 200 of 1024 as in the paper, in shorter contexts a quarter, at least 16."""
+        if self.first_position is not None:
+            return self.first_position
+        return max(16, min(200, self.context_length // 4))
+
+    @property
+    def kept(self) -> range:
+        """Kept positions: ``first_kept`` to the last but one (the last has no next token, so no loss)."""
+        return range(self.first_kept, self.context_length - 1)
+
+    def fields(self) -> dict[str, Any]:
+        """Every field as plain values, nested ones too: what a run is keyed by."""
+        return dataclasses.asdict(self)
+
+
+def names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name_or_path: str | Path, **overrides: Any) -> Preset:
+    """The preset of that name or YAML file with ``overrides`` for its fields; None, '' and -1 keep a field.
+
+    Two overrides are shorthand: ``layer=7`` moves the site to that block, ``sae='a'`` or 'a,b' sets ``saes``.
+    Raises DarkmatterError when there is no such preset or a field is unknown or does not fit.
+    """
+    values = _with_overrides(_read(name_or_path), overrides)
+    try:
+        return Preset(**values)
+    except ValidationError as invalid:
+        raise DarkmatterError(f"Preset '{name_or_path}': {_sentence(invalid)}.") from None
+
+
+def _read(name_or_path: str | Path) -> dict[str, Any]:
+    path = Path(name_or_path).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        if str(name_or_path) not in names():
+            hint = _nearest(str(name_or_path), names())
+            raise DarkmatterError(f"There is no preset '{name_or_path}'{hint}; there are "
+                                  f"{', '.join(names())}, or give the path of a .yaml file.")
+        path = FOLDER / f"{name_or_path}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DarkmatterError(f"The preset file {path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise DarkmatterError(f"The preset file {path} must consist of 'field: value' lines.")
+    return {"name": path.stem} | {str(name): value for name, value in values.items()}
+
+
+def _with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in overrides.items() if value not in (None, "", -1)}
+    if "layer" in given:
+        layer = given.pop("layer")
+        if not str(layer).isdigit():
+            raise DarkmatterError(f"The layer is {layer!r}, but should be the number of a block, from 0.")
+        given["site"] = re.sub(r"^blocks\.\d+", f"blocks.{layer}", given.get("site", values.get("site", "")))
+    if "sae" in given:
+        given["saes"] = [name.strip() for name in str(given.pop("sae")).split(",")]
+    return values | ({"default_sae": ""} if "saes" in given else {}) | given
+
+
+def _sentence(invalid: ValidationError) -> str:
+    """The first thing wrong, as words: the field, what it is, and what it should be."""
+    first = invalid.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        known = [f.name for f in dataclasses.fields(Training if "." in name else Preset)]
+        hint = _nearest(name.split(".")[-1], known)
+        return f"unknown field '{name}'{hint}; the fields are {', '.join(known)}"
+    if first["type"] == "missing":
+        return f"the field '{name}' is missing"
+    if not name:  # _fits_together
+        return first["msg"].removeprefix("Value error, ")
+    return f"{name} is {first['input']!r}, but {re.sub('^(Input|String|Value|Tuple)', 'it', first['msg'])}"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,189 @@
+"""SAEs by reference: shipped here, trained on the spot, from a hub release, or a directory that sae-lens reads.
+
+Shipped SAEs keep 8 bits a weight with one scale a latent; ``export`` writes any SAE as a plain sae-lens directory.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE, TopKSAE
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import cache, training
+from .errors import DarkmatterError
+from .preset import Preset
+from .topk import weighted_rows
+
+ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
+
+
+@dataclass(frozen=True)
+class LoadedSAE:
+    """An SAE with its name and how it was made."""
+
+    ref: str
+    name: str
+    sae: Any
+    """``sae_lens.SAE``, float32, in evaluation mode."""
+    record: dict[str, Any]
+    """How it was trained, as far as it is known."""
+    digest: str
+    """Changes with the weights."""
+
+    @property
+    def width(self) -> int:
+        """Number of latents."""
+        return int(self.sae.cfg.d_sae)
+
+    @property
+    def k(self) -> int | None:
+        """The L0 that a TopK SAE is built for; None for others."""
+        return getattr(self.sae.cfg, "k", None)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sae(x) [n, d_in], L0 [n] and which latents fired [d_sae], for x [n, d_in]."""
+        x = x.float()
+        if _plain_topk(self.sae):
+            index, value = codes(self.sae, x)
+            active = value > 0
+            fired = torch.zeros(self.width, dtype=torch.bool, device=x.device)
+            fired[index[active]] = True
+            return weighted_rows(index, self.sae.W_dec, value) + self.sae.b_dec, active.sum(1), fired
+        latents = self.sae.encode(x)
+        return self.sae.decode(latents), (latents != 0).sum(1), (latents != 0).any(0)
+
+
+@torch.no_grad()
+def codes(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Chosen latents and their values, index and value [n, k], of a plain TopK SAE for x [n, d_in]."""
+    before = torch.addmm(sae.b_enc, x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x, sae.W_enc)
+    value, index = before.topk(sae.cfg.k, dim=-1, sorted=False)
+    return index, value.relu()
+
+
+def _plain_topk(sae: Any) -> bool:
+    return (type(sae) is TopKSAE and sae.cfg.normalize_activations == "none" and sae.cfg.reshape_activations == "none"
+            and not sae.cfg.rescale_acts_by_decoder_norm)
+
+
+def load(ref: str, preset: Preset) -> LoadedSAE:
+    """Open an SAE: 'artifact:NAME', 'train:WIDTHxL0' (trained if need be), 'release:sae_id', or a directory.
+
+    Raises DarkmatterError when there is none, or its weights are not finite.
+    """
+    kind, _, rest = ref.partition(":")
+    if kind == "artifact":
+        opened = _artifact(rest)
+    elif kind == "train":
+        opened = _trained(rest, preset)
+    elif Path(ref).expanduser().is_dir():
+        opened = _directory(Path(ref).expanduser())
+    else:
+        opened = _released(kind, rest)
+    sae, record, name = opened
+    sae = sae.float().eval()
+    for weight, values in sae.state_dict().items():
+        if not values.isfinite().all():
+            raise DarkmatterError(f"{weight} of the SAE '{ref}' holds NaN or infinite values; its file is damaged or it "
+                                  "was saved from a failed training.")
+    return LoadedSAE(ref, name, sae, record, _digest(sae))
+
+
+def _artifact(name: str) -> tuple[SAE[Any], dict[str, Any], str]:
+    path = ARTIFACTS / f"{name}.safetensors"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in ARTIFACTS.glob("*.safetensors"))) or "none"
+        raise DarkmatterError(f"No SAE '{name}' ships with this book; there are: {known}.")
+    with safe_open(path, "pt") as file:
+        meta = file.metadata()
+        packed = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 — not a dict
+    sae = SAE.from_dict(json.loads(meta["config"]))
+    sae.load_state_dict(unpack(packed))
+    return sae, json.loads(meta["record"]), name
+
+
+def pack(sae: SAE[Any]) -> dict[str, Tensor]:
+    """Weights of a latent as int8 times one float32 scale, biases as float32."""
+    def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+        scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+        return (rows / scale).round().to(torch.int8), scale[:, 0]
+
+    encoder, encoder_scale = rounded(sae.W_enc.data.T.contiguous())
+    decoder, decoder_scale = rounded(sae.W_dec.data)
+    return {"encoder": encoder, "encoder_scale": encoder_scale, "decoder": decoder, "decoder_scale": decoder_scale,
+            "b_enc": sae.b_enc.data, "b_dec": sae.b_dec.data}
+
+
+def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict that ``pack`` was made of, to within half a step of each latent's scale."""
+    return {"W_enc": (packed["encoder"] * packed["encoder_scale"][:, None]).T.contiguous(),
+            "W_dec": packed["decoder"] * packed["decoder_scale"][:, None],
+            "b_enc": packed["b_enc"], "b_dec": packed["b_dec"]}
+
+
+def ship(folder: Path, path: Path) -> None:
+    """Pack a trained SAE's directory, with its record, into one .safetensors file."""
+    sae, record, _ = _directory(folder)
+    meta = {"config": json.dumps(sae.cfg.to_dict()), "record": json.dumps(record), "format": "int8 a latent, v1"}
+    with cache.atomic(path) as temporary:
+        save_file(pack(sae), temporary, metadata=meta)
+
+
+def export(preset: Preset, out: Path) -> list[Path]:
+    """Write every SAE of the preset under ``out`` as a directory that ``sae_lens.SAE.load_from_disk`` reads."""
+    paths = []
+    for ref in preset.saes:
+        opened = load(ref, preset)
+        paths.append(out / opened.name)
+        with cache.atomic(paths[-1]) as temporary:
+            opened.sae.save_model(temporary)
+            (temporary / "record.json").write_text(json.dumps(opened.record, indent=1))
+    return paths
+
+
+def _trained(size: str, preset: Preset) -> tuple[SAE[Any], dict[str, Any], str]:
+    try:
+        width, k = (int(part) for part in size.split("x"))
+    except ValueError:
+        raise DarkmatterError(f"'train:{size}' is not an SAE to train; write it as 'train:4096x32'.") from None
+    (name, folder), = training.run(preset, only=(width, k)).items()
+    sae, record, _ = _directory(folder)
+    return sae, record, name
+
+
+def _directory(folder: Path) -> tuple[SAE[Any], dict[str, Any], str]:
+    try:
+        sae = SAE.load_from_disk(folder)
+    except Exception as error:  # sae-lens raises many kinds here
+        raise DarkmatterError(f"{folder} is not an SAE directory that sae-lens reads: "
+                              f"{' '.join(str(error).split())[:200]}") from error
+    record = folder / "record.json"
+    return sae, json.loads(record.read_text()) if record.exists() else {}, folder.name
+
+
+def _released(release: str, sae_id: str) -> tuple[SAE[Any], dict[str, Any], str]:
+    try:
+        return SAE.from_pretrained(release, sae_id), {}, f"{release}:{sae_id}"
+    except Exception as error:  # no such release, no network, no such file: sae-lens raises as many kinds
+        raise DarkmatterError(f"The SAE '{release}:{sae_id}' cannot be opened; give 'release:sae_id' as sae-lens lists "
+                              f"them, a directory, or 'artifact:NAME'. sae-lens said: "
+                              f"{' '.join(str(error).split())[:200]}") from error
+
+
+def _digest(sae: Any) -> str:
+    state = sae.state_dict()
+    return cache.key(config=sae.cfg.to_dict(), **{name: _bytes_digest(values) for name, values in state.items()})
+
+
+def _bytes_digest(values: Tensor) -> str:
+    import hashlib
+
+    return hashlib.sha256(values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

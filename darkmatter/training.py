@@ -1,0 +1,157 @@
+"""Train the ladder: sae-lens's trainer, one recipe, one shared activation stream, resumable exactly.
+
+The batch of a step is a function of (seed, step) alone, and a checkpoint holds weights, optimiser and counters, so a
+run that was cut off and started again gives the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.constants import TRAINER_STATE_FILENAME
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.sae_trainer import SAETrainer
+
+from . import activations, cache
+from .errors import DarkmatterError
+from .preset import Preset, Training
+from .topk import SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig
+
+VALIDATION = 16_384  # the last tokens of the stream, never trained on: what FVU is watched on
+CHECKPOINTS = 8
+
+
+def run(preset: Preset, only: tuple[int, int] | None = None) -> dict[str, Path]:
+    """Train every (width, L0) of the preset's grid that is not trained yet: {name: directory}.
+
+    A directory holds what ``sae_lens.SAE.load_from_disk`` reads and ``record.json``: how it was trained.
+    """
+    stream = activations.training(preset)
+    x, stream_key = stream.x, stream.key
+    chosen = [only] if only else preset.training.grid
+    return {name(preset, *pair): _train(preset, x, stream_key, *pair) for pair in chosen}
+
+
+def name(preset: Preset, width: int, k: int) -> str:
+    """The name an SAE ships under, such as 'smollm2-l15-w4096-k32'."""
+    layer = preset.site.split(".")[1]
+    seed = f"-s{preset.training.seed}" if preset.training.seed else ""
+    return f"{preset.model}-l{layer}-w{width}-k{k}{seed}"
+
+
+def batch_rows(recipe: Training, rows: int, step: int) -> torch.Tensor:
+    """Rows [batch] of the stream that step ``step`` sees: consecutive pieces of a fresh shuffle each epoch."""
+    per_epoch = rows // recipe.batch
+    if not per_epoch:
+        raise DarkmatterError(f"A batch of {recipe.batch} tokens needs more than the {rows} training tokens there are; "
+                              "ask for more distinct_tokens or a smaller batch.")
+    epoch, at = divmod(step, per_epoch)
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+    return torch.randperm(rows, generator=generator)[at * recipe.batch:(at + 1) * recipe.batch]
+
+
+def _stream(x: torch.Tensor, recipe: Training, start: int) -> Iterator[torch.Tensor]:
+    step = start
+    while True:
+        yield x[batch_rows(recipe, len(x), step)].float()
+        step += 1
+
+
+def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int) -> Path:
+    recipe = preset.training
+    key = cache.key(stream=stream, width=width, k=k, version=1, **{**asdict(recipe), "grid": None})
+    folder = cache.root() / "saes" / f"{name(preset, width, k)}-{key}"
+    with cache.lock(folder.name):
+        if not (folder / "record.json").exists():
+            work = folder.with_name(folder.name + ".work")
+            trainer, began = _trainer(preset, x, width, k, work)
+            trainer.fit()
+            with cache.atomic(folder) as temporary:
+                trainer.sae.save_inference_model(temporary)
+                record = _record(preset, x, stream, trainer, work, time.time() - began)
+                (temporary / "record.json").write_text(json.dumps(record, indent=1))
+    return folder
+
+
+def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) -> tuple[SAETrainer, float]:
+    """A trainer at its newest complete checkpoint, or at the start."""
+    recipe, began = preset.training, time.time()
+    torch.manual_seed(recipe.seed * 1_000_003 + width * 131 + k)
+    meta = SAEMetadata(model_name=preset.model, hook_name=preset.site, context_size=preset.context_length,
+                       prepend_bos=preset.prepend_bos, model_dtype=preset.dtype)
+    sae = SparseTopKTrainingSAE(SparseTopKTrainingSAEConfig(
+        d_in=x.shape[1], d_sae=width, k=k, device="cpu", dtype="float32", metadata=meta,
+        normalize_activations="expected_average_only_in", decoder_init_norm=0.5))
+    train, held = x[:len(x) - min(VALIDATION, len(x) // 8)], x[-min(VALIDATION, len(x) // 8):].float()
+    steps = math.ceil(recipe.tokens / recipe.batch)
+    config = SAETrainerConfig(
+        total_training_samples=steps * recipe.batch, train_batch_size_samples=recipe.batch,
+        lr=recipe.lr * (4096 / width) ** 0.5, lr_end=0.0, lr_warm_up_steps=int(recipe.warmup * steps),
+        lr_decay_steps=int(recipe.decay * steps), dead_feature_window=max(1, 200_000 // recipe.batch),
+        n_checkpoints=CHECKPOINTS - 1, checkpoint_path=str(work), logger=LoggingConfig(log_to_wandb=False))
+    trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
+    trainer.optimizer.param_groups[0]["fused"] = True  # torch's own single-pass Adam: the same update
+    sample = train[:16 * recipe.batch].float()
+    trainer.activation_scaler.scaling_factor = float(x.shape[1] ** 0.5 / sample.norm(dim=-1).mean())
+    with torch.no_grad():  # start at the mean, so that no latent is spent on it
+        sae.b_dec.copy_(sample.mean(0) * trainer.activation_scaler.scaling_factor)
+    trainer.save_checkpoint_fn = partial(_checkpointed, trainer, held)
+    _resume(trainer, work)
+    trainer.data_provider = _stream(train, recipe, trainer.n_training_steps)
+    return trainer, began
+
+
+def _checkpointed(trainer: SAETrainer, held: torch.Tensor, *, checkpoint_path: Path | None) -> None:
+    """Called when a checkpoint is written: note FVU, mark it complete, drop the older ones' optimiser state."""
+    assert checkpoint_path is not None
+    done = {"tokens": trainer.n_training_samples, "fvu": _fvu(trainer, held), "dead": _dead(trainer)}
+    with cache.atomic(checkpoint_path / "complete.json") as temporary:
+        temporary.write_text(json.dumps(done))
+    for older in checkpoint_path.parent.glob(f"*/{TRAINER_STATE_FILENAME}"):
+        if older.parent != checkpoint_path:
+            older.unlink()
+    print(f"{checkpoint_path.parent.name.removesuffix('.work')}: {done['tokens']:,} tokens, held-out FVU {done['fvu']:.4f}, "
+          f"dead {done['dead']:.1%}", flush=True)
+
+
+def _resume(trainer: SAETrainer, work: Path) -> None:
+    whole = sorted(work.glob("*/complete.json"), key=lambda path: int(path.parent.name))
+    if whole:
+        trainer.load_trainer_state(whole[-1].parent)
+        trainer.sae.load_weights_from_checkpoint(whole[-1].parent)
+        done = trainer.n_training_samples
+        trainer.n_training_steps = done // trainer.cfg.train_batch_size_samples
+        trainer.checkpoint_thresholds = [at for at in trainer.checkpoint_thresholds if at >= done]
+
+
+@torch.no_grad()
+def _fvu(trainer: SAETrainer, held: torch.Tensor) -> float:
+    scaled = trainer.activation_scaler(held)
+    missing = sum(float((part - trainer.sae(part)).pow(2).sum()) for part in scaled.split(1024))
+    return missing / float((scaled - scaled.mean(0)).pow(2).sum())
+
+
+def _dead(trainer: SAETrainer) -> float:
+    return float(trainer.dead_neurons.float().mean())
+
+
+def _record(preset: Preset, x: torch.Tensor, stream: str, trainer: SAETrainer, work: Path, seconds: float) -> dict:
+    curve = [json.loads(path.read_text()) for path in work.glob("*/complete.json")]
+    recipe = preset.training
+    return {
+        "model": preset.model, "site": preset.site, "width": trainer.sae.cfg.d_sae, "k": trainer.sae.cfg.k,
+        "tokens": trainer.n_training_samples, "distinct_tokens": len(x), "epochs": trainer.n_training_samples / len(x),
+        "seed": recipe.seed, "recipe": asdict(replace(recipe, grid=())), "lr": trainer.cfg.lr, "stream": stream,
+        "curve": sorted(curve, key=lambda row: row["tokens"]), "dead_share": _dead(trainer), "seconds": round(seconds),
+        "versions": {p: version(p) for p in ("torch", "sae-lens", "transformer-lens", "transformers")},
+        "command": "python -m darkmatter train --preset " + preset.name,
+    }

@@ -1,0 +1,146 @@
+"""The built book in a real browser with every host unresolvable: nothing asked for, everything drawn."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser import NARROW, WIDE, Browser
+
+pytestmark = pytest.mark.browser
+HOME = Path(__file__).resolve().parents[1]
+PAGES = re.findall(r"(?:root|file): *(\S+)", (HOME / "_toc.yml").read_text(encoding="utf-8"))
+
+# Text nodes that a reader would see as TeX, in prose and in figures.
+RAW_TEX = r"""(() => {
+  const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT);
+  const hidden = 'code, pre, script, style, mjx-container, .dm-static';
+  const found = [];
+  while (walker.nextNode()) {
+    const text = walker.currentNode.nodeValue;
+    if (walker.currentNode.parentElement.closest(hidden)) continue;
+    if (/\$\S[^$]*\$|\\[([]|\\[a-zA-Z]{2,}|\{(term|numref|eq|ref|doc|cite:?\w*)\}/.test(text)) found.push(text);
+  }
+  return found;
+})()"""
+
+FIGURES = """[...document.querySelectorAll('.dm-figure')].map(box => {
+  const plot = box.querySelector('.dm-plot');
+  const given = JSON.parse(box.querySelector('script').textContent);
+  const frame = plot.querySelector('.main-svg')?.getBoundingClientRect();
+  return {
+    drawn: box.classList.contains('dm-drawn') && !box.classList.contains('dm-failed'),
+    traces: [given.data.length, plot.data?.length], size: [frame?.width ?? 0, frame?.height ?? 0],
+    alt: plot.getAttribute('aria-label').length,
+  };
+})"""
+
+# The least contrast of the text of figures and of prose with the page, by WCAG's definition.
+CONTRAST = """(() => {
+  const rgb = (css) => css.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const light = (css) => rgb(css).map((v) => v / 255)
+    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  const colours = [...document.querySelectorAll('.dm-plot text')].map((e) => getComputedStyle(e).fill)
+    .concat([...document.querySelectorAll('article p, figcaption, td')].map((e) => getComputedStyle(e).color));
+  const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  return { page, least: Math.min(...colours.map((c) => ratio(light(c), page))) };
+})()"""
+
+# Elements that stick out of the window, unless something around them scrolls.
+OVERFLOW = """[...document.querySelectorAll('article *')].filter(e =>
+  e.getBoundingClientRect().right > innerWidth + 1 && e.getBoundingClientRect().width > 0
+  && !e.closest('pre, mjx-container, .pst-scrollable-table-container, .math, .dm-plot, .modebar')
+).map(e => e.tagName + '.' + e.className).slice(0, 5)"""
+
+
+@pytest.fixture(scope="session")
+def built_book() -> Path:
+    """The folder of a built book: DARKMATTER_BOOK, or the smoke preset's, built now."""
+    given = os.environ.get("DARKMATTER_BOOK")
+    if given:
+        return Path(given)
+    subprocess.run([sys.executable, "-m", "darkmatter", "book", "--preset", "smoke"], cwd=HOME, check=True)
+    return HOME / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with Browser(chromium) as one:
+        yield one
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_draws_everything_and_asks_for_nothing(built_book: Path, browser: Browser, name: str) -> None:
+    browser.size(WIDE)
+    browser.open(built_book / f"{name}.html")
+    browser.theme("light")
+    assert browser.complaints() == []
+    assert [url for url in browser.requests() if not url.startswith(("file:", "data:", "blob:"))] == []
+    for figure in browser.ask(FIGURES):
+        assert figure["drawn"]
+        assert figure["traces"][0] == figure["traces"][1] > 0
+        assert figure["size"][0] > 300
+        assert figure["size"][1] > 200
+        assert figure["alt"] > 20
+    assert browser.ask(RAW_TEX) == []
+    assert browser.ask("document.querySelectorAll('article .math:not(:has(mjx-container))').length") == 0
+    assert browser.ask("document.querySelectorAll('mjx-merror, [data-mjx-error]').length") == 0
+
+    light = browser.ask(CONTRAST)
+    browser.theme("dark")
+    dark = browser.ask(CONTRAST)
+    assert light["page"] > 0.9
+    assert dark["page"] < 0.1
+    assert light["least"] > 4.5
+    assert dark["least"] > 4.5
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_fits_a_phone(built_book: Path, browser: Browser, name: str) -> None:
+    browser.size(NARROW)
+    browser.open(built_book / f"{name}.html")
+    assert browser.ask("document.documentElement.scrollWidth") <= NARROW
+    assert browser.ask(OVERFLOW) == []
+    assert all(200 < figure["size"][0] <= NARROW for figure in browser.ask(FIGURES))
+
+
+def with_figures(book: Path) -> Path:
+    return next(page for name in PAGES if 'class="dm-figure"' in (page := book / f"{name}.html").read_text())
+
+
+SHOWN = "[...document.querySelectorAll('%s')].map(e => e.getBoundingClientRect().height > 100)"
+
+
+def test_print_shows_the_still_pictures(built_book: Path, browser: Browser) -> None:
+    browser.size(WIDE)
+    browser.open(with_figures(built_book))
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    browser.wait("document.querySelector('.dm-static img').complete")
+    still, live = browser.ask(SHOWN % ".dm-static img"), browser.ask(SHOWN % ".dm-plot")
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert still
+    assert all(still)
+    assert not any(live)
+
+
+def test_without_javascript_the_still_pictures_are_there(built_book: Path, browser: Browser) -> None:
+    browser.size(WIDE)
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    browser.call("Page.navigate", url=with_figures(built_book).resolve().as_uri())
+    browser.wait("document.readyState === 'complete' && !!document.querySelector('.dm-static img')")
+    browser.ask("document.querySelectorAll('.dm-static img').forEach(e => { e.loading = 'eager'; })")
+    browser.wait("[...document.querySelectorAll('.dm-static img')].every(e => e.complete && e.naturalWidth > 0)")
+    still, live = browser.ask(SHOWN % ".dm-static img"), browser.ask(SHOWN % ".dm-plot")
+    browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert still
+    assert all(still)
+    assert not any(live)

