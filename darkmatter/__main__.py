@@ -39,15 +39,13 @@ def main(words: list[str] | None = None) -> int:
               "run the same command again to go on.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ndarkmatter: Interrupted. What was finished is kept; run the same command again to go on.",
-              file=sys.stderr)
+        print("\ndarkmatter: Interrupted; run the same command again to go on.", file=sys.stderr)
         return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m darkmatter",
-                                     description="What is an SAE's error made of?")
+    parser = argparse.ArgumentParser(prog="python -m darkmatter", description="What an SAE's error is made of.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -62,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     command(_presets)
     command(_plan, "smollm2")
     command(_train, "smollm2")
+    command(_ship, "smollm2")
     command(_survey, "smollm2").add_argument("--json", type=Path, help="also write the rows to this file")
     _decompose_options(command(_decompose))
     export = command(_export, "smollm2")
@@ -128,6 +127,14 @@ def _decompose(arguments: Arguments) -> None:
     print(table(result))
     if arguments.json:
         _write(arguments.json, result | {"provenance": records.provenance("auto")})
+
+
+def _ship(arguments: Arguments) -> None:
+    """Train what is missing and pack the preset's SAEs into artifacts/, 8 bits a weight."""
+    from . import saes, training
+
+    for name, folder in training.run(presets.load(arguments.preset)).items():
+        saes.ship(folder, saes.ARTIFACTS / f"{name}.safetensors")
 
 
 def _export(arguments: Arguments) -> None:

@@ -77,7 +77,7 @@ def _write(folder: Path, preset: Preset, loaded: model.LoadedModel, tokens: np.n
         progress = folder / "progress.json"
         at = json.loads(progress.read_text()) if progress.exists() else {"context": 0, "rows": 0, "width": 0}
         meter = _Meter(len(tokens), tokens.shape[1], at["context"])
-        with open(folder / "x.bf16", "r+b" if at["rows"] else "wb") as file:
+        with (folder / "x.bf16").open("r+b" if at["rows"] else "wb") as file:
             file.truncate(at["rows"] * at["width"] * 2)
             file.seek(0, 2)
             for start in range(at["context"], len(tokens), BLOCK):

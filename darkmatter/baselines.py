@@ -20,20 +20,23 @@ def held_out_r2(tokens: pd.DataFrame, predicted: np.ndarray, preset: Preset) -> 
     ``predicted`` [rows of tokens]; rows where it is NaN are left out.
     """
     rows = tokens["is_eval"].to_numpy() & np.isfinite(predicted)
-    chosen, guess = tokens[rows], predicted[rows]
-    contexts = int(tokens["context"].max()) + 1
-    actual = torch.from_numpy(chosen[TARGET].to_numpy(np.float64))
-    sums = Sums(contexts)
-    sums.add_error(torch.from_numpy(chosen["context"].to_numpy(np.int64)), actual, actual - torch.from_numpy(guess))
-    sources = tokens.groupby("context")["source"].first().reindex(range(contexts), fill_value=-1).to_numpy()
+    context = tokens["context"].to_numpy(np.int64)
+    actual = tokens[TARGET].to_numpy(np.float64)
+    sums = Sums(int(context.max()) + 1)
+    sums.add_error(*(torch.from_numpy(column[rows]) for column in (context, actual, actual - predicted)))
+    sources = np.full(int(context.max()) + 1, -1)
+    sources[context] = tokens["source"].to_numpy()
     return score(resample(sums, clusters(sources), preset.bootstrap, preset.seed), "r2_norm")
 
 
 def token_mean(tokens: pd.DataFrame) -> np.ndarray:
     """The mean ‖SaeError‖² of each token's type over the fitted rows; unseen types get the mean of all."""
-    fitted = tokens[~tokens["is_eval"]]
-    means = fitted.groupby("token_id")[TARGET].mean()
-    return tokens["token_id"].map(means).fillna(fitted[TARGET].mean()).to_numpy()
+    fitted = ~tokens["is_eval"].to_numpy()
+    kind, size = tokens["token_id"].to_numpy(), tokens[TARGET].to_numpy(np.float64)
+    total = np.bincount(kind[fitted], size[fitted], minlength=kind.max() + 1)
+    count = np.bincount(kind[fitted], minlength=kind.max() + 1)
+    means = np.where(count > 0, total / np.maximum(count, 1), size[fitted].mean())
+    return means[kind]
 
 
 def line(tokens: pd.DataFrame, feature: np.ndarray) -> np.ndarray:

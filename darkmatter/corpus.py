@@ -114,29 +114,35 @@ def _from_mix(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Itera
     training takes the others."""
     shares = {name: domain.share for name, domain in MIX.items()}
     held_out = _quotas(shares, max(preset.contexts, 300))  # the same for every preset: no SAE sees evaluation text
-    quotas = _quotas(shares, contexts)
-    for name, domain in MIX.items():
-        used, taken, room = 0, 0, quotas[name]
+    for name, room in _quotas(shares, contexts).items():
+        taken = 0
         most = max(20, -(-room // 16))  # training text: from at least 16 sources where they are long enough
-        for source, text in _ordered(name, domain):
-            evaluating = used < held_out[name]
-            windows = _windows(text, tokenizer, preset) if evaluating or side == "training" else []
-            if len(windows) == 0:
-                continue
-            windows = _spread(windows, MAX_CONTEXTS_A_SOURCE if evaluating else most)
-            if evaluating:
-                windows = windows[:held_out[name] - used]
-                used += len(windows)
-            if evaluating == (side == "evaluation"):
-                windows = windows[:room - taken]
-                taken += len(windows)
-                if len(windows):
-                    yield f"{name}/{source}", windows
-            if taken >= room:
+        for source, windows in _side(name, tokenizer, preset, held_out[name], None if side == "evaluation" else most):
+            if taken < room and len(windows):
+                yield f"{name}/{source}", windows[:room - taken]
+                taken += len(windows[:room - taken])
+            if taken == room:
                 break
         if taken < room:
             raise DarkmatterError(f"The '{name}' part of the built-in text fills {taken} of the {room} contexts "
                                   f"asked of it; ask for fewer contexts or fewer distinct tokens.")
+
+
+def _side(name: str, tokenizer: Any, preset: Preset, held_out: int,
+          most: int | None) -> Iterator[tuple[str, np.ndarray]]:
+    """A domain's evaluation sources, the first to fill ``held_out`` contexts; or, given ``most``, all the others."""
+    used = 0
+    for source, text in _ordered(name, MIX[name]):
+        windows = _windows(text, tokenizer, preset)
+        if used < held_out:
+            windows = _spread(windows, MAX_CONTEXTS_A_SOURCE)[:held_out - used]
+            used += len(windows)
+            if most is None:
+                yield source, windows
+        elif most is None:
+            return
+        else:
+            yield source, _spread(windows, most)
 
 
 def _quotas(shares: dict[str, float], contexts: int) -> dict[str, int]:

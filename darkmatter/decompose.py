@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from . import preset as presets
 from . import survey
 from .errors import DarkmatterError
@@ -30,6 +32,11 @@ def settings(model: str, site: str, sae: str, corpus: str, contexts: int | None 
                         contexts=contexts, context_length=context_length, **own)
 
 
+def records_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dictionaries, with None for what pandas keeps as NaN."""
+    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in rows.to_dict("records")]
+
+
 def decompose(model: str, site: str, sae: str, corpus: str, contexts: int | None = None,
               context_length: int | None = None) -> dict[str, Any]:
     """Survey one SAE under the strict protocol.
@@ -39,17 +46,16 @@ def decompose(model: str, site: str, sae: str, corpus: str, contexts: int | None
     defined is None, with its reason in notes.
     """
     preset = settings(model, site, sae, corpus, contexts, context_length)
-    rows = survey.run(preset).rows.set_index("metric")
-    ends = {name: [row.low, row.high] if row.low is not None and row.low == row.low else None
-            for name, row in rows.iterrows()}
-    values = {name: None if value != value else value for name, value in rows["value"].items()}
+    rows: dict[str, dict[str, Any]] = {row["metric"]: row for row in records_of(survey.run(preset).rows)}
+    ends = {name: None if row["low"] is None else [row["low"], row["high"]] for name, row in rows.items()}
+    values = {name: row["value"] for name, row in rows.items()}
     tests = {name: f"norm_test_{name}" for name in VECTORS}
     return {
         **{name: values[name] for name in METRICS},
         "norm_test": {name: values[key] for name, key in tests.items()},
-        "n_fit": int(rows["n_fit"].iloc[0]), "n_eval": int(rows.loc["fvu", "n_eval"]),
+        "n_fit": int(rows["fvu"]["n_fit"]), "n_eval": int(rows["fvu"]["n_eval"]),
         "intervals": {**{name: ends[name] for name in METRICS if ends[name]},
                       "norm_test": {name: ends[key] for name, key in tests.items() if ends[key]}},
-        "notes": {name: note for name, note in rows["note"].items() if note},
+        "notes": {name: row["note"] for name, row in rows.items() if row["note"]},
         "settings": preset.fields(),
     }

@@ -1,8 +1,8 @@
 """One look for every figure and table of the book, and the figures that more than one chapter draws.
 
-Functions here draw what a DataFrame holds and compute nothing. A chapter's figure ends with :func:`finish`, its
-tables are :func:`table`, prose that holds numbers is :func:`prose`; ``book/_ext`` and ``book/_static`` take it
-from there. Labels are Unicode with <sub>, <sup> (‖x‖², R²) rather than TeX.
+Functions here draw what a DataFrame holds and compute nothing. A chapter's figure ends with ``finish``, its
+tables are ``table``, prose that holds numbers is ``prose``; ``book/_ext`` and ``book/_static`` take it from
+there. Labels are Unicode with <sub>, <sup> (‖x‖², R²) rather than TeX.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from IPython.display import Markdown
 
 # Told apart with any colour vision, each at least 3:1 against its page: (on white, on the dark theme).
 COLOURS = {
-    "blue": ("0,107,176", "92,184,240"),
-    "orange": ("205,88,0", "255,151,77"),
-    "green": ("0,133,98", "52,201,155"),
-    "purple": ("168,76,138", "228,150,200"),
-    "amber": ("150,112,0", "235,198,60"),
-    "grey": ("105,108,112", "168,172,178"),
+    "blue": ("1,101,162", "92,155,250"),
+    "orange": ("175,65,38", "251,138,63"),
+    "green": ("3,154,104", "59,216,153"),
+    "purple": ("127,40,195", "219,138,210"),
+    "amber": ("166,129,0", "254,221,76"),
+    "grey": ("97,94,100", "155,156,158"),
 }
 WIDTH = "SAE width (latents)"
 
@@ -34,12 +34,10 @@ def colour(name: str, alpha: float = 1.0) -> str:
     return f"rgba({COLOURS[name][0]},{alpha:g})"
 
 
-_AXIS = {"automargin": True, "showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False,
-         "title": {"standoff": 10}}
+_AXIS = {"automargin": True, "showline": True, "ticks": "outside", "zeroline": False, "title_standoff": 10}
 pio.templates["darkmatter"] = go.layout.Template(layout={
-    "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"size": 14},
-    "colorway": [colour(name) for name in COLOURS], "colorscale": {"sequential": "Cividis"},
-    "margin": {"l": 64, "r": 28, "t": 36, "b": 52}, "hovermode": "closest",
+    "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font_size": 14, "hovermode": "closest",
+    "colorway": [colour(name) for name in COLOURS], "margin": {"l": 64, "r": 28, "t": 36, "b": 52},
     "xaxis": {**_AXIS, "showgrid": False}, "yaxis": _AXIS,
     "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "traceorder": "normal"},
 })
@@ -47,29 +45,29 @@ pio.templates.default = "darkmatter"
 
 
 class PlotlyMime:
-    """myst-nb's entry point for plotly outputs: the book's own Sphinx extension renders them, in other books nobody."""
+    """myst-nb's entry point for plotly outputs; steps aside where ``book/_ext/bookfigures.py`` is not loaded."""
 
     mime_priority_overrides = (("html", "application/vnd.plotly.v1+json", 1),)
 
     @staticmethod
     def handle_mime(renderer: Any, data: Any, inline: bool) -> list[Any] | None:
         render = getattr(getattr(getattr(renderer.renderer, "sphinx_env", None), "app", None), "render_plotly", None)
-        plotly = data.mime_type == PlotlyMime.mime_priority_overrides[0][1]
-        return render(renderer, data) if render and plotly and not inline else None
+        ours = data.mime_type == PlotlyMime.mime_priority_overrides[0][1] and not inline
+        return render(renderer, data) if ours and render else None
 
 
 def finish(fig: go.Figure, name: str, caption: str, alt: str, *, paper: str = "", height: int = 400) -> go.Figure:
     """Give ``fig`` its label, caption and description: the last call of every figure.
 
     ``name``: the label, as in {numref}`fig-ladder`; starts with ``fig-``. ``caption``: MyST markdown, so an
-    f-string with computed numbers, $math$ and references. ``alt``: what the figure shows, for those who cannot
-    see it. ``paper``: its counterpart in the paper (v1), "Figure 1". ``height``: pixels.
+    f-string with computed numbers, $math$ and references. ``alt``: what it shows, for those who cannot see it.
+    ``paper``: its counterpart in the paper (v1), "Figure 1". ``height``: pixels.
     Raises ValueError for a name of another form, and for an empty caption or alt text.
     """
     if not name.startswith("fig-") or not caption.strip() or not alt.strip():
         raise ValueError(f"figure {name!r} needs a name that starts with 'fig-', a caption and an alt text")
-    words = {"name": name, "caption": " ".join(caption.split()), "alt": " ".join(alt.split()), "paper": paper}
-    top = 12 if fig.layout.showlegend is False else 36
+    words = {"name": name, "paper": paper, "caption": " ".join(caption.split()), "alt": " ".join(alt.split())}
+    top = 12 if fig.to_dict()["layout"].get("showlegend") is False else 36  # room for the legend
     return fig.update_layout(height=height, margin_t=top, meta={**words, "dark": dict(COLOURS.values())})
 
 
@@ -89,21 +87,11 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
     return number(value, digits) + ("" if "–" in ends else f" [{ends[0]}, {ends[1]}]")
 
 
-class Table:
-    """A numbered table: markdown for the book, HTML for a notebook, plain text for a terminal."""
-
-    def __init__(self, cells: pd.DataFrame, right: list[bool], caption: str, name: str) -> None:
-        self.cells, self.right, self.caption, self.name = cells, right, caption, name
+class Table(dict[str, str]):
+    """A numbered table by mime type: markdown for the book, HTML for a notebook, plain text for a terminal."""
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        marks = ["---:" if right else ":---" for right in self.right]
-        rows = [list(self.cells.columns), marks, *self.cells.to_numpy().tolist()]
-        lines = ("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
-        return {
-            "text/markdown": "\n".join([f"~~~~{{table}} {self.caption}", f":name: {self.name}", "", *lines, "~~~~"]),
-            "text/html": f"<p>{self.caption}</p>{self.cells.to_html(index=False, border=0)}",
-            "text/plain": self.cells.to_string(index=False),
-        }
+        return dict(self)
 
 
 def table(frame: pd.DataFrame, caption: str, name: str, digits: int | Mapping[str, int] = 3) -> Table:
@@ -122,12 +110,16 @@ def table(frame: pd.DataFrame, caption: str, name: str, digits: int | Mapping[st
         return number(value, 0 if isinstance(value, (int, np.integer)) else places)
 
     cells = pd.DataFrame({column: [cell(column, value) for value in frame[column]] for column in frame})
-    right = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame]
-    return Table(cells, right, " ".join(caption.split()), name)
+    marks = ["---:" if pd.api.types.is_numeric_dtype(frame[column]) else ":---" for column in frame]
+    rows = [list(cells.columns), marks, *cells.to_numpy().tolist()]
+    lines = ("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+    head = [f"~~~~{{table}} {' '.join(caption.split())}", f":name: {name}", ""]
+    return Table({"text/markdown": "\n".join([*head, *lines, "~~~~"]), "text/plain": cells.to_string(index=False),
+                  "text/html": f"<p>{caption}</p>{cells.to_html(index=False, border=0)}"})
 
 
 def _groups(df: pd.DataFrame, group: str | None) -> Iterator[tuple[int, str, str, pd.DataFrame]]:
-    """(position, label, colour name, rows) of each group, in order of appearance."""
+    """(position, label, colour's name, rows) of each group, in order of appearance."""
     for place, label in enumerate([""] if group is None else dict.fromkeys(df[group])):
         rows = df if group is None else df.loc[df[group] == label, :]
         yield place, str(label), list(COLOURS)[place % len(COLOURS)], rows
@@ -144,7 +136,7 @@ def _bars(rows: pd.DataFrame, y: str) -> dict[str, Any]:
 def _log_axis(title: str, *values: float) -> dict[str, Any]:
     """A logarithmic axis with a tick at each of the values."""
     ticks = sorted(set(values))
-    return {"title_text": title, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
+    return {"title_text": title, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.6g}" for tick in ticks]}
 
 
 def interval_points(df: pd.DataFrame, x: str, y: str = "value", *, x_title: str, y_title: str,
@@ -153,15 +145,12 @@ def interval_points(df: pd.DataFrame, x: str, y: str = "value", *, x_title: str,
 
     On a logarithmic axis groups stand a little beside each other, so that their bars do not hide one another.
     """
-    fig, symbols = go.Figure(), ["circle", "square", "diamond", "triangle-up", "x", "cross"]
-    middle = (len(set(df[group])) - 1) / 2 if group else 0
+    fig, middle = go.Figure(), (len(set(df[group])) - 1) / 2 if group else 0
     for place, label, name, rows in _groups(df.sort_values(x, kind="stable"), group):
         beside = rows[x] * 1.035 ** (place - middle) if log_x else rows[x]
-        fig.add_scatter(
-            x=beside, y=rows[y], error_y=_bars(rows, y), name=label, mode="lines+markers", customdata=rows[x],
-            marker={"size": 9, "symbol": symbols[place % 6]}, line={"width": 1.5, "color": colour(name)},
-            hovertemplate="%{customdata:,}: %{y:.3f}",
-        )
+        fig.add_scatter(x=beside, y=rows[y], error_y=_bars(rows, y), name=label, mode="lines+markers", line_width=1.5,
+                        line_color=colour(name), marker={"size": 9, "symbol": place}, customdata=rows[x],
+                        hovertemplate="%{customdata:,}: %{y:.3f}")
     fig.update_xaxes(_log_axis(x_title, *df[x]) if log_x else {"title_text": x_title})
     return fig.update_yaxes(title_text=y_title).update_layout(showlegend=group is not None)
 
@@ -180,14 +169,14 @@ def bars_by_setting(df: pd.DataFrame, x: str, y: str = "value", *, y_title: str,
 def histogram(df: pd.DataFrame, value: str, *, x_title: str, group: str | None = None, bins: int = 60,
               log_x: bool = False, log_y: bool = False) -> go.Figure:
     """The share of each group's rows in each bin of ``value``; binned here so that the page stays small."""
-    fig, edges = go.Figure(), (np.geomspace if log_x else np.linspace)(df[value].min(), df[value].max(), bins + 1)
+    fig, log = go.Figure(), {"type": "log", "dtick": 1}
+    edges = (np.geomspace if log_x else np.linspace)(df[value].min(), df[value].max(), bins + 1)
     for _, label, name, rows in _groups(df, group):
         share = np.histogram(rows[value], edges)[0] / max(1, len(rows))
-        fig.add_scatter(x=edges, y=[*share, share[-1]], name=label, mode="lines", fill="tozeroy",
-                        line={"shape": "hv", "color": colour(name), "width": 1.5}, fillcolor=colour(name, 0.25))
-    log = {"type": "log", "dtick": 1, "exponentformat": "power"}
-    fig.update_xaxes(title_text=x_title, **(log if log_x else {}))
-    fig.update_yaxes(title_text="share", tickformat="~%", **({"type": "log", "dtick": 1} if log_y else {}))
+        fig.add_scatter(x=edges, y=[*share, share[-1]], name=label, mode="lines", line_shape="hv", line_width=1.5,
+                        line_color=colour(name), fill="tozeroy", fillcolor=colour(name, 0.25))
+    fig.update_xaxes(title_text=x_title, exponentformat="power", **(log if log_x else {}))
+    fig.update_yaxes(title_text="share", tickformat="~%", **(log if log_y else {}))
     return fig.update_layout(showlegend=group is not None)
 
 
@@ -197,34 +186,29 @@ def bands(points: pd.DataFrame, curve: pd.DataFrame, asymptote: float, floor: fl
     ``points``: width, fvu, low, high, nonlinear (one row an SAE). ``curve``: width, fit (the power law, drawn
     past the last SAE). ``asymptote``: the fit's constant; ``floor``: the mean FVU_nonlinear.
     """
-    fig, wide = go.Figure(), curve["width"]
-    left, right, n = np.log10(wide.iloc[0]), np.log10(wide.iloc[-1]), len(curve)
+    fig, wide, n = go.Figure(), curve["width"], len(curve)
     above = asymptote + (curve["fit"].iloc[0] - asymptote) / 6
-    for label, name, top, x, y, side in (
-        ("nonlinear error", "orange", [floor] * n, right, floor / 2, "right"),
-        ("linear error", "blue", [asymptote] * n, right, (floor + asymptote) / 2, "right"),
-        ("absent features", "green", curve["fit"], left, above, "left"),
+    for label, name, top, end, y in (
+        ("nonlinear error", "orange", [floor] * n, -1, floor / 2),
+        ("linear error", "blue", [asymptote] * n, -1, (floor + asymptote) / 2),
+        ("absent features", "green", curve["fit"], 0, above),
     ):
-        fill = {"fill": "tozeroy" if name == "orange" else "tonexty", "fillcolor": colour(name, 0.3)}
-        fig.add_scatter(x=wide, y=top, mode="lines", line={"width": 1.5, "color": colour(name)}, name=label,
-                        hoverinfo="skip", showlegend=False, **fill)
-        shift = 8 if side == "left" else -8
-        fig.add_annotation(x=x, y=y, text=label, xanchor=side, xshift=shift, showarrow=False)
-    for y, name, symbol, label in (("fvu", "green", "circle", "FVU"),
-                                   ("nonlinear", "orange", "square", "FVU<sub>nonlinear</sub>")):
-        fig.add_scatter(x=points["width"], y=points[y], mode="markers", name=label,
-                        error_y=_bars(points, y) if y == "fvu" else None,
-                        marker={"size": 9, "color": colour(name), "symbol": symbol})
+        fig.add_scatter(x=wide, y=top, mode="lines", name=label, line_width=1.5, line_color=colour(name),
+                        fill="tonexty" if fig.data else "tozeroy", fillcolor=colour(name, 0.3), showlegend=False)
+        fig.add_annotation(x=np.log10(wide.iloc[end]), y=y, text=label, showarrow=False,
+                           xanchor="right" if end else "left", xshift=-8 if end else 8)
+    for y, name, label in ("fvu", "green", "FVU"), ("nonlinear", "orange", "FVU<sub>nonlinear</sub>"):
+        fig.add_scatter(x=points["width"], y=points[y], mode="markers", name=label, marker_color=colour(name),
+                        marker_size=9, error_y=_bars(points, y) if y == "fvu" else None)
     fig.update_yaxes(title_text="share of variance", rangemode="tozero")
     return fig.update_xaxes(_log_axis(WIDTH, *points["width"], wide.iloc[-1]))
 
 
 def grid_points(df: pd.DataFrame, value: str, *, value_title: str, digits: int = 2) -> go.Figure:
     """Figures 2 and 3 with few SAEs: labelled points over ``width`` and ``l0``, coloured by ``value``."""
-    marker = {"size": 22, "color": df[value], "colorscale": "Cividis", "showscale": True,
-              "colorbar": {"title": {"text": value_title, "side": "right"}, "thickness": 12},
-              "line": {"width": 1.5, "color": colour("grey")}}
-    fig = go.Figure(go.Scatter(x=df["width"], y=df["l0"], mode="markers+text", marker=marker, cliponaxis=False,
-                               text=[number(v, digits) for v in df[value]], textposition="top center"))
+    marker = {"size": 22, "color": df[value], "colorscale": "Cividis", "line": {"width": 1.5, "color": colour("grey")},
+              "showscale": True, "colorbar": {"title": {"text": value_title, "side": "right"}, "thickness": 12}}
+    fig = go.Figure().add_scatter(x=df["width"], y=df["l0"], mode="markers+text", marker=marker, cliponaxis=False,
+                                  text=[number(v, digits) for v in df[value]], textposition="top center")
     fig.update_xaxes(_log_axis(WIDTH, *df["width"])).update_layout(showlegend=False)
     return fig.update_yaxes(_log_axis("L0 (active latents a token)", *df["l0"]))

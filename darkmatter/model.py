@@ -157,16 +157,17 @@ def check_site(model: LoadedModel, site: str) -> None:
 
 @torch.inference_mode()
 def capture(model: LoadedModel, tokens: np.ndarray, sites: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Activations at ``sites`` for ``tokens`` [context, position]: {site: [context, position, d]} in the model's dtype.
+    """Activations at ``sites`` for ``tokens`` [context, position]: {site: [context, position, d]}, the model's dtype.
 
-    One forward pass that stops after the last of the layers. Heads of an attention site are joined: [.., head · d_head].
+    One forward pass that stops after the last of the layers. An attention site's heads are joined: d = head · d_head.
     """
     found: dict[str, torch.Tensor] = {}
 
     def reader(site: str) -> Callable[..., None]:
         def read(value: torch.Tensor, hook: Any) -> None:
-            joined = value if value.ndim == 3 else rearrange(value, "context position head d -> context position (head d)")
-            found[site] = joined
+            if value.ndim == 4:
+                value = rearrange(value, "context position head d -> context position (head d)")
+            found[site] = value
 
         return read
 

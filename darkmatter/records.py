@@ -87,8 +87,7 @@ def start(notebook: str, preset: str, **parameters: Any) -> Run:
 
 
 def load_all(folder: str | Path = "") -> list[dict[str, Any]]:
-    """The records of a build, in the order of their notebooks: by default of the build this notebook runs in,
-    else of the builds made here before."""
+    """Records in the order of their notebooks: of the build this notebook runs in, else of all made here."""
     place = folder or os.environ.get("DARKMATTER_RECORDS") or HOME / "_build" / "records"
     found = [json.loads(path.read_text()) for path in Path(place).rglob("*.json")]
     return sorted(found, key=lambda record: (record["preset"], record["notebook"]))
@@ -103,11 +102,10 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    hardware = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(),
+                "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)}
     return {"versions": versions, "commit": commit, "dirty": None if changes is None else bool(changes),
-            "device": _device(device), "hardware": {
-                "processor": _processor(), "cores": len(psutil.Process().cpu_affinity() or [])
-                if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
-                "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "system": platform.platform()}}
+            "device": _device(device), "hardware": hardware}
 
 
 def inputs(preset: presets.Preset) -> dict[str, str]:
@@ -138,11 +136,9 @@ def plain(value: Any) -> Any:
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return value
+    value = value.item() if hasattr(value, "item") else value
+    missing = value is pd.NA or (isinstance(value, float) and not math.isfinite(value))
+    return None if missing else value
 
 
 def _check_layer(preset: presets.Preset) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from sae_lens import SAE, TopKSAE
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -89,11 +89,14 @@ def load(ref: str, preset: Preset) -> LoadedSAE:
     else:
         opened = _released(kind, rest)
     sae, record, name = opened
-    sae = sae.float().eval()
+    sae = sae.to(torch.float32).eval()  # not .float(): sae-lens would go on rounding x to the old type
+    if type(sae) is TopKSAE and sae.cfg.rescale_acts_by_decoder_norm:
+        sae.fold_W_dec_norm()  # the same function, in the form that ``codes`` reads
+        sae.cfg.rescale_acts_by_decoder_norm = False
     for weight, values in sae.state_dict().items():
         if not values.isfinite().all():
-            raise DarkmatterError(f"{weight} of the SAE '{ref}' holds NaN or infinite values; its file is damaged or it "
-                                  "was saved from a failed training.")
+            raise DarkmatterError(f"{weight} of the SAE '{ref}' holds NaN or infinite values; its file is damaged, or "
+                                  "its training failed.")
     return LoadedSAE(ref, name, sae, record, _digest(sae))
 
 
@@ -102,9 +105,12 @@ def _artifact(name: str) -> tuple[SAE[Any], dict[str, Any], str]:
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in ARTIFACTS.glob("*.safetensors"))) or "none"
         raise DarkmatterError(f"No SAE '{name}' ships with this book; there are: {known}.")
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
-        packed = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 — not a dict
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+            packed = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 — not a dict
+    except SafetensorError as error:
+        raise DarkmatterError(f"{path} is damaged ({error}); fetch the repository's files again.") from error
     sae = SAE.from_dict(json.loads(meta["config"]))
     sae.load_state_dict(unpack(packed))
     return sae, json.loads(meta["record"]), name
@@ -119,7 +125,7 @@ def pack(sae: SAE[Any]) -> dict[str, Tensor]:
     encoder, encoder_scale = rounded(sae.W_enc.data.T.contiguous())
     decoder, decoder_scale = rounded(sae.W_dec.data)
     return {"encoder": encoder, "encoder_scale": encoder_scale, "decoder": decoder, "decoder_scale": decoder_scale,
-            "b_enc": sae.b_enc.data, "b_dec": sae.b_dec.data}
+            **{name: sae.state_dict()[name] for name in ("b_enc", "b_dec")}}
 
 
 def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -152,6 +158,8 @@ def export(preset: Preset, out: Path) -> list[Path]:
 def _trained(size: str, preset: Preset) -> tuple[SAE[Any], dict[str, Any], str]:
     try:
         width, k = (int(part) for part in size.split("x"))
+        if not 0 < k <= width:
+            raise ValueError(size)
     except ValueError:
         raise DarkmatterError(f"'train:{size}' is not an SAE to train; write it as 'train:4096x32'.") from None
     (name, folder), = training.run(preset, only=(width, k)).items()

@@ -89,6 +89,9 @@ def run(preset: Preset, refs: Sequence[str] | None = None, protocols: Sequence[s
     if unknown := set(protocols) - PROTOCOLS.keys():
         raise DarkmatterError(f"There is no protocol '{unknown.pop()}'; give one of {', '.join(PROTOCOLS)}.")
     opened = [saes.load(ref, preset) for ref in (refs or preset.saes)]
+    names = [each.name for each in opened]
+    if len(set(names)) < len(names):
+        raise DarkmatterError(f"Of the SAEs {', '.join(names)} two have the same name; rename the directory of one.")
     acts = activations.evaluation(preset, loaded)
     for each in opened:
         if each.sae.cfg.d_in != acts.x.shape[1]:
@@ -98,8 +101,9 @@ def run(preset: Preset, refs: Sequence[str] | None = None, protocols: Sequence[s
     for name in protocols:
         folders = _surveyed(preset, opened, acts, PROTOCOLS[name])
         for each, folder in zip(opened, folders.values(), strict=True):
-            rows += [{"sae": each.name, "width": each.width, "k": each.k} | row
-                     for row in json.loads((folder / "rows.json").read_text())]
+            found = json.loads((folder / "rows.json").read_text())
+            _warn_if_absurd(each, found)
+            rows += [{"sae": each.name, "width": each.width, "k": each.k} | row for row in found]
     return SurveyResult(pd.DataFrame(rows), folders, acts)
 
 
@@ -149,7 +153,6 @@ def _measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protoco
         scores |= {name: main.vector_score(each, name) for name in ("r2_vector", "r2_vector_weighted")}
         scores |= {"r2_norm": main.norm_score(each, "error")}
         scores |= {f"norm_test_{name}": of_test.norm_score(each, name) for name in VECTORS}
-        _warn_if_absurd(each, scores["fvu"])
         rows = [{"metric": name, "protocol": protocol.name, "value": s.value, "low": s.low, "high": s.high,
                  "n_fit": int(fit.sum()), "n_eval": s.n, "sources": s.sources, "note": s.note}
                 for name, s in scores.items()]
@@ -157,10 +160,11 @@ def _measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protoco
     return found
 
 
-def _warn_if_absurd(each: LoadedSAE, fvu: Score) -> None:
-    if fvu.value is not None and fvu.value > 1:
-        warnings.warn(f"THE SAE '{each.ref}' EXPLAINS LESS THAN THE MEAN DOES (FVU {fvu.value:.2f}): it was probably "
-                      "trained on another site, another model, or activations scaled otherwise.", stacklevel=2)
+def _warn_if_absurd(each: LoadedSAE, rows: list[dict[str, Any]]) -> None:
+    fvu = next(row["value"] for row in rows if row["metric"] == "fvu")
+    if fvu is not None and fvu > 1:
+        warnings.warn(f"THE SAE '{each.ref}' EXPLAINS LESS THAN THE MEAN DOES (FVU {fvu:.2f}): it was probably "
+                      "trained on another site, another model, or activations scaled otherwise.", stacklevel=3)
 
 
 def fitted_rows(preset: Preset, acts: Activations, protocol: Protocol) -> np.ndarray:

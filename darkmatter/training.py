@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def name(preset: Preset, width: int, k: int) -> str:
     """The name an SAE ships under, such as 'smollm2-l15-w4096-k32'."""
     layer = preset.site.split(".")[1]
     seed = f"-s{preset.training.seed}" if preset.training.seed else ""
-    return f"{preset.model}-l{layer}-w{width}-k{k}{seed}"
+    return f"{Path(preset.model).name}-l{layer}-w{width}-k{k}{seed}"  # a model's path leads out of the cache
 
 
 def batch_rows(recipe: Training, rows: int, step: int) -> torch.Tensor:
@@ -104,13 +103,13 @@ def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) ->
     trainer.activation_scaler.scaling_factor = float(x.shape[1] ** 0.5 / sample.norm(dim=-1).mean())
     with torch.no_grad():  # start at the mean, so that no latent is spent on it
         sae.b_dec.copy_(sample.mean(0) * trainer.activation_scaler.scaling_factor)
-    trainer.save_checkpoint_fn = partial(_checkpointed, trainer, held)
+    trainer.save_checkpoint_fn = lambda checkpoint_path: _checkpointed(trainer, held, checkpoint_path)
     _resume(trainer, work)
     trainer.data_provider = _stream(train, recipe, trainer.n_training_steps)
     return trainer, began
 
 
-def _checkpointed(trainer: SAETrainer, held: torch.Tensor, *, checkpoint_path: Path | None) -> None:
+def _checkpointed(trainer: SAETrainer, held: torch.Tensor, checkpoint_path: Path | None) -> None:
     """Called when a checkpoint is written: note FVU, mark it complete, drop the older ones' optimiser state."""
     assert checkpoint_path is not None
     done = {"tokens": trainer.n_training_samples, "fvu": _fvu(trainer, held), "dead": _dead(trainer)}
@@ -119,8 +118,8 @@ def _checkpointed(trainer: SAETrainer, held: torch.Tensor, *, checkpoint_path: P
     for older in checkpoint_path.parent.glob(f"*/{TRAINER_STATE_FILENAME}"):
         if older.parent != checkpoint_path:
             older.unlink()
-    print(f"{checkpoint_path.parent.name.removesuffix('.work')}: {done['tokens']:,} tokens, held-out FVU {done['fvu']:.4f}, "
-          f"dead {done['dead']:.1%}", flush=True)
+    print(f"{checkpoint_path.parent.name.removesuffix('.work')}: {done['tokens']:,} tokens, "
+          f"held-out FVU {done['fvu']:.4f}, dead {done['dead']:.1%}", flush=True)
 
 
 def _resume(trainer: SAETrainer, work: Path) -> None:

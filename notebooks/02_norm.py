@@ -90,7 +90,7 @@ if len(ladder) == 1 else ''}
 
 # %%
 name = ladder["sae"].iloc[0] if len(ladder) == 1 else next(
-    s for s, ref in zip(result.rows["sae"].unique(), p.saes, strict=True) if ref == p.chosen_sae)
+    s for s, ref in zip(result.rows["sae"].unique(), p.saes, strict=True) if ref == p.default_sae)
 tokens = result.tokens(name)
 held_out = tokens[tokens["is_eval"]]
 trimmed = tokens[tokens["error_norm2"] <= tokens["error_norm2"].quantile(0.99)]

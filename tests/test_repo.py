@@ -58,8 +58,8 @@ def test_nothing_can_run_what_a_file_says() -> None:
 
 
 BASE = ["errors", "cache", "preset"]
-MEASURING = ["corpus", "model", "topk", "activations", "training", "saes", "regression", "survey", "decompose",
-             "scaling", "plan"]
+MEASURING = ["corpus", "model", "topk", "activations", "training", "saes", "regression", "survey",
+             "decompose", "baselines", "scaling", "plan"]
 ROOMS = [*BASE, *MEASURING, "records", "figures", "pairs", "pages", "book"]
 
 

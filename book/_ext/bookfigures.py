@@ -1,7 +1,7 @@
 """Sphinx extension of the book: numbered plotly figures and mathematics, nothing fetched from a network.
 
-A plotly figure becomes an empty box, its JSON and a picture. ``book/_static/figures.js`` draws the JSON into the
-box. The picture (or, where no Chromium is found to draw it, a small table of the data) is for print and for
+A plotly figure becomes an empty box, its JSON and a picture. ``book/_static/figures.js`` draws the JSON into
+the box. The picture (or, where no Chromium is found to draw it, a small table of the data) is for print and for
 readers without JavaScript. ``layout.meta`` of a figure holds its name, caption and alt text, so that a caption
 can hold numbers that the chapter computed (``darkmatter.figures.finish``).
 plotly.js and MathJax are copied at build time out of installed wheels.
@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 
 
 class plotly_figure(nodes.General, nodes.Element):
-    """One figure: ``json`` (str), ``key`` (hash of it), ``alt``, ``paper`` (its counterpart), ``height`` (px)."""
+    """A figure: ``json`` (str), ``key`` (its hash), ``alt``, ``paper`` (its counterpart), ``height`` (px)."""
 
 
 class figure_index(nodes.General, nodes.Element):
@@ -141,7 +141,7 @@ def _visit_figure(writer: HTML5Translator, node: plotly_figure) -> None:
 
 
 class FigureIndex(SphinxDirective):
-    """``{figure-index}``: the book's figures, their counterparts in the paper and the chapters that draw them."""
+    """``{figure-index}``: the book's figures, their counterparts in the paper and their chapters."""
 
     def run(self) -> list[nodes.Node]:
         return [figure_index()]
