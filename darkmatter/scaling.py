@@ -1,8 +1,8 @@
 """Scaling with width (section 4): the power law of Figure 1, and slopes a doubling.
 
 The authors fit FVU(W) = c + a W^(−m) by gradient descent to seven points. Here it is least squares, exact in c
-and a for each m of a grid (variable projection). Intervals hold other text (the survey's bootstrap draws, the same
-sources for every SAE) and other SAEs (their scatter about the curve, as far as the residuals tell).
+and a for each m of a grid (variable projection). Its intervals hold other text (the survey's bootstrap draws, the
+same sources for every SAE) and other SAEs (their scatter about the curve, as far as the residuals tell).
 """
 
 from collections.abc import Sequence
@@ -103,8 +103,12 @@ def power_law(widths: np.ndarray, draws: Draws, seed: int = 0) -> PowerLaw:
         raise DarkmatterError("A power law with a constant takes SAEs of 3 or more widths at one L0.")
     c, a, m = fit(widths, draws.fvu[0])
     residuals = draws.fvu[0] - c - a * np.asarray(widths, float) ** -m
-    noisy = _scattered(draws.fvu, residuals, len(widths) - 3, seed)
-    return PowerLaw(np.asarray(widths), *fit(widths, noisy).T, draws.effective)
+    fvu, freedom, n = draws.fvu.copy(), len(widths) - 3, len(draws.fvu) - 1
+    if freedom:  # else nothing is known of the scatter; with few residuals its variance is left open (χ²)
+        rng = np.random.default_rng(seed)
+        size = np.sqrt(np.square(residuals).sum() / rng.chisquare(freedom, (n, 1)))
+        fvu[1:] += size * rng.standard_normal((n, len(widths)))
+    return PowerLaw(np.asarray(widths), *fit(widths, fvu).T, draws.effective)
 
 
 def fit(widths: np.ndarray, fvu: np.ndarray) -> np.ndarray:
@@ -129,17 +133,20 @@ def fit(widths: np.ndarray, fvu: np.ndarray) -> np.ndarray:
     return np.concatenate([c, b * np.exp(m * u.mean()), m], -1)
 
 
-def slopes(widths: np.ndarray, values: np.ndarray, seed: int = 0) -> np.ndarray:
+def slopes(widths: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Change a doubling of the width, by least squares, of values [1 + n, widths]: [1 + n]."""
     x = np.log2(widths) - np.log2(widths).mean()
-    residuals = values[0] - values[0].mean() - (values[0] @ x) / (x @ x) * x
-    return _scattered(values, residuals, len(x) - 2, seed) @ x / (x @ x)
+    return values @ x / (x @ x)
 
 
-def _scattered(values: np.ndarray, residuals: np.ndarray, freedom: int, seed: int) -> np.ndarray:
-    """Draws with the SAEs' own scatter added: normal, its variance left open (χ²) where few residuals tell of it."""
-    if freedom < 1:
-        return values  # nothing is known of the scatter
-    rng, n = np.random.default_rng(seed), len(values) - 1
-    size = np.sqrt(np.square(residuals).sum() / rng.chisquare(freedom, (n, 1)))
-    return np.vstack([values[:1], values[1:] + size * rng.standard_normal((n, values.shape[1]))])
+def slope_ratio(widths: np.ndarray, draws: Draws) -> tuple[float, float | None, float | None]:
+    """Slope of FVU_nonlinear over that of FVU; the interval also holds what comes out with any one SAE left out."""
+    def ratio(kept: np.ndarray) -> np.ndarray:
+        return slopes(widths[kept], draws.fvu_nonlinear[:, kept]) / slopes(widths[kept], draws.fvu[:, kept])
+
+    every = np.arange(len(widths))
+    value, low, high = estimate(ratio(every), draws.effective)
+    if low is None or high is None:
+        return value, None, None
+    others = [float(ratio(every != i)[0]) for i in every]
+    return value, min(low, *others), max(high, *others)

@@ -33,6 +33,7 @@ import pandas as pd
 
 from darkmatter import figures, records, scaling, survey
 from darkmatter.figures import interval, number, prose
+from darkmatter.regression import MIN_SOURCES
 
 run = records.start("00_introduction", preset, sae=sae)
 p = run.preset
@@ -55,7 +56,8 @@ model = "SmolLM2-135M-Instruct (4-bit weights, dequantised)" if p.model == "smol
 
 # %% tags=["hide-input"]
 floor = scaling.estimate(draws.fvu_nonlinear.mean(1), draws.effective)
-basis = f"{n_eval:,} held-out tokens of {sources} sources"
+unit = "sources" if len(set(text.source)) >= MIN_SOURCES else "blocks of contexts"
+basis = f"{n_eval:,} held-out tokens of {sources} {unit}"
 if law:
     main = "fig-intro-bands"
     c = scaling.estimate(law.c, draws.effective)
@@ -109,8 +111,7 @@ claims = [
      "0.30 to 0.72 †", verdict(*vector[1:], 0.3, 0.72)),
 ]
 if law:
-    ratio = scaling.estimate(scaling.slopes(widths, draws.fvu_nonlinear, p.seed + 1) / scaling.slopes(
-        widths, draws.fvu, p.seed), draws.effective)
+    ratio = scaling.slope_ratio(widths, draws)
     gap = scaling.estimate(law.c - draws.fvu_nonlinear.mean(1), draws.effective)
     claims += [
         ("Nonlinear error is roughly constant in width at fixed sparsity", "04_scaling", "slope of FVU nonlinear / slope of FVU",
@@ -131,7 +132,7 @@ if spread:
 prose(f"""
 {model} read {len(text.tokens):,} contexts of {text.tokens.shape[1]:,} tokens, from {len(set(text.source)):,} sources of
 {len(kinds)} kind{'s' if len(kinds) > 1 else ''} ({', '.join(kinds)}). Of the activations at `{p.site}`, {n_fit:,} were used to fit linear maps
-and {n_eval:,} of other sources to score them. The SAE `{name}` has {table.loc[name, 'width']:,} latents, of which
+and {n_eval:,}, from other {unit}, to score them. The SAE `{name}` has {table.loc[name, 'width']:,} latents, of which
 {table.loc[name, 'l0']:.0f} are active on a token. It leaves {interval(*fvu)} of the variance of the activations unexplained.
 **Of this {interval(*linear)} is linear error, which a linear map of the activation predicts, and {interval(*nonlinear)} is
 nonlinear error** ({{numref}}`{main}`{' shows all widths' if law else ''}). A linear map explains {interval(*vector)} of the

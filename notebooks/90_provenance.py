@@ -27,7 +27,6 @@ preset: str = "smoke"  # preset name or YAML file
 
 # %%
 import importlib.metadata
-import re
 
 import pandas as pd
 
@@ -49,17 +48,17 @@ def merged(key: str) -> dict[str, str]:
 
 
 # %% tags=["hide-input"]
-dirty = [each["notebook"] for each in found if each["dirty"]]
 words = f"No other notebook of the preset `{run.preset.name}` has been run here yet. `make book` runs all of them."
 if found:
     seconds = sum(each.get("wall_seconds", each["seconds"]) for each in found)
-    commits = ", ".join(f"`{commit[:12]}`" for commit in distinct("commit")) if distinct("commit") != ["None"] else "unknown"
-    state = f"with changes that were not committed ({', '.join(dirty)})" if dirty else "with nothing uncommitted"
+    began = [when[:16].replace("T", " ") for when in sorted(distinct("started"))]
+    commits = ", ".join(f"`{commit[:12]}`" for commit in distinct("commit") if commit != "None")
+    dirty = ", ".join(each["notebook"] for each in found if each["dirty"])
+    state = f"Commit: {commits}; {f'not committed were changes at the time of {dirty}' if dirty else 'nothing uncommitted'}."
     words = f"""
-    The preset is **`{run.preset.name}`**. Its {len(found)} notebooks took {seconds / 60:.1f} minutes together,
-    from {min(distinct("started"))} to {max(distinct("started"))} (when the first and the last of them began). Most
-    memory in use at once: {max(each["peak_memory_gib"] for each in found):.1f} GiB, not counting the runner
-    itself. Commit: {commits}, {state}.
+    The preset is **`{run.preset.name}`**. Its {len(found)} notebooks took {seconds / 60:.1f} minutes together. The first
+    began at {began[0]}, the last at {began[-1]} (UTC). The one that needed most memory used
+    {max(each["peak_memory_gib"] for each in found):.1f} GiB. {state if commits else "The commit is not known."}
     """
 figures.prose(words)
 
@@ -94,9 +93,8 @@ figures.table(
 def pinned() -> dict[str, str]:
     """Installed versions of the packages that carry the model and the text."""
     lines = (records.HOME / "requirements-text.txt").read_text(encoding="utf-8").splitlines()
-    names = [match[0] for line in lines if (match := re.match(r"[\w.-]+(?===)", line))]
-    installed = {each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()}
-    return {name: installed.get(name.lower(), "not installed") for name in names}
+    names = [line.split("==")[0] for line in lines if "==" in line]
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 versions = merged("versions") if found else records.provenance(run.preset.device)["versions"]
@@ -143,4 +141,4 @@ figures.table(
 
 # %%
 run.add("notebooks", len(found), unit="records read")
-run.finish()
+record = run.finish()

@@ -1,11 +1,11 @@
-"""python -m tests.peak CONTEXTS FILE: survey that many contexts of 400 rows of 256 dimensions; peak memory as JSON."""
+"""python -m tests.peak CONTEXTS FILE: survey that many contexts of 400 rows of 256 dimensions, print the peak memory."""
 
 from __future__ import annotations
 
 import json
-import resource
+import mmap
 import sys
-import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tests import tiny
 D, ROWS = 256, 400
 
 
-def written(contexts: int, path: Path) -> Activations:
+def written(contexts: int, path: Path) -> tuple[Activations, np.memmap]:
     """Activations as the package reads them: bfloat16, mapped from a file that is never whole in memory."""
     with path.open("wb") as file:
         for seed in range(contexts):
@@ -29,36 +29,36 @@ def written(contexts: int, path: Path) -> Activations:
     owner = np.arange(contexts, dtype=np.int32) // 3
     names = tuple(f"plays/{i}" for i in range(owner[-1] + 1))
     text = Corpus(np.zeros((contexts, ROWS), np.int32), owner, names)
-    return Activations(torch.from_numpy(rows).view(torch.bfloat16), context, position, text, path.name)
+    return Activations(torch.from_numpy(rows).view(torch.bfloat16), context, position, text, path.name), rows
 
 
-class Peak(threading.Thread):
-    """The most memory of its own, in bytes, that the process held while this ran; pages of files do not count."""
+def peak_of(work: Callable[[], object], mapped: np.memmap) -> float:
+    """The most memory in MB that the process held at once during ``work``, as the kernel counts it.
 
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.most, self.done = 0, threading.Event()
+    Pages of the mapped file are handed back after each batch: they count, but the system could take them at any time.
+    """
+    batches = survey._Sweep._batches
 
-    def run(self) -> None:
-        while not self.done.wait(0.002):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            anonymous = next(line for line in lines if line.startswith("RssAnon"))
-            self.most = max(self.most, int(anonymous.split()[1]) * 1024)
+    def forgetful(sweep: survey._Sweep) -> Iterator[tuple[slice, torch.Tensor]]:
+        for batch in batches(sweep):
+            yield batch
+            mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+    survey._Sweep._batches = forgetful  # type: ignore[method-assign]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
+    work()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def main(contexts: int, path: Path) -> None:
     torch.set_num_threads(1)
-    of, each = written(contexts, path), tiny.loaded("toy", tiny.topk(512, 16, D))
+    of, mapped = written(contexts, path)
+    each, preset = tiny.loaded("toy", tiny.topk(512, 16, D)), tiny.preset(contexts=contexts)
     activations.evaluation = lambda preset, loaded=None: of
     saes.load = lambda ref, preset: each
-    peak = Peak()
-    peak.start()
-    survey.run(tiny.preset(contexts=contexts))
-    peak.done.set()
-    peak.join()
-    megabyte = 2**20
-    print(json.dumps({"anonymous": peak.most / megabyte, "x": path.stat().st_size / megabyte,
-                      "with_files": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    peak = peak_of(lambda: survey.run(preset), mapped)
+    print(json.dumps({"peak": round(peak, 1), "x": round(path.stat().st_size / 2**20, 1)}))
 
 
 if __name__ == "__main__":

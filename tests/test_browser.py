@@ -24,7 +24,8 @@ RAW_TEX = r"""(() => {
   const found = [];
   while (walker.nextNode()) {
     const text = walker.currentNode.nodeValue;
-    if (walker.currentNode.parentElement.closest(hidden)) continue;
+    const around = walker.currentNode.parentElement;
+    if (around.closest(hidden) || !around.checkVisibility()) continue;
     if (/\$\S[^$]*\$|\\[([]|\\[a-zA-Z]{2,}|\{(term|numref|eq|ref|doc|cite:?\w*)\}/.test(text)) found.push(text);
   }
   return found;

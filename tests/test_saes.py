@@ -1,4 +1,4 @@
-"""SAEs: packed to 8 bits and back, opened from everywhere, evaluated as sae-lens does, and a sentence for each bad one."""
+"""SAEs: packed and back, opened from everywhere, evaluated as sae-lens does, and a sentence for each bad one."""
 
 from __future__ import annotations
 

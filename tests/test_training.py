@@ -1,4 +1,4 @@
-"""Training: batches follow (seed, step) alone, a run that was cut off ends as an undisturbed one, nothing is done twice."""
+"""Training: batches follow (seed, step), a run that was cut off ends as an undisturbed one, nothing is done twice."""
 
 from __future__ import annotations
 
