@@ -1,8 +1,7 @@
 """One look for every figure and table of the book, and the figures that more than one chapter draws.
 
-Functions here draw what a DataFrame holds and compute nothing. A chapter's figure ends with ``finish``, its
-tables are ``table``, prose that holds numbers is ``prose``; ``book/_ext`` and ``book/_static`` take it from
-there. Labels are Unicode with <sub>, <sup> (‖x‖², R²) rather than TeX.
+Functions here draw what a DataFrame holds and compute nothing. A chapter's figures end with ``finish``, its tables are
+``table``, its computed prose is ``prose``. Labels are Unicode with <sub>, <sup> (‖x‖², R²) rather than TeX.
 """
 
 from __future__ import annotations
@@ -19,12 +18,8 @@ from IPython.display import Markdown
 
 # Told apart with any colour vision, each at least 3:1 against its page: (on white, on the dark theme).
 COLOURS = {
-    "blue": ("1,101,162", "92,155,250"),
-    "orange": ("175,65,38", "251,138,63"),
-    "green": ("3,154,104", "59,216,153"),
-    "purple": ("127,40,195", "219,138,210"),
-    "amber": ("166,129,0", "254,221,76"),
-    "grey": ("97,94,100", "155,156,158"),
+    "blue": ("1,101,162", "92,155,250"), "orange": ("175,65,38", "251,138,63"), "green": ("3,154,104", "59,216,153"),
+    "purple": ("127,40,195", "219,138,210"), "amber": ("166,129,0", "254,221,76"), "grey": ("97,94,100", "155,156,158"),
 }
 WIDTH = "SAE width (latents)"
 
@@ -34,7 +29,8 @@ def colour(name: str, alpha: float = 1.0) -> str:
     return f"rgba({COLOURS[name][0]},{alpha:g})"
 
 
-_AXIS = {"automargin": True, "showline": True, "ticks": "outside", "zeroline": False, "title_standoff": 10}
+_AXIS = {"automargin": True, "showline": True, "ticks": "outside", "zeroline": False,
+         "title": {"standoff": 10, "font": {"size": 14}}}
 pio.templates["darkmatter"] = go.layout.Template(layout={
     "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font_size": 14, "hovermode": "closest",
     "colorway": [colour(name) for name in COLOURS], "margin": {"l": 64, "r": 28, "t": 36, "b": 52},
@@ -59,16 +55,16 @@ class PlotlyMime:
 def finish(fig: go.Figure, name: str, caption: str, alt: str, *, paper: str = "", height: int = 400) -> go.Figure:
     """Give ``fig`` its label, caption and description: the last call of every figure.
 
-    ``name``: the label, as in {numref}`fig-ladder`; starts with ``fig-``. ``caption``: MyST markdown, so an
-    f-string with computed numbers, $math$ and references. ``alt``: what it shows, for those who cannot see it.
-    ``paper``: its counterpart in the paper (v1), "Figure 1". ``height``: pixels.
-    Raises ValueError for a name of another form, and for an empty caption or alt text.
+    ``name``: the label, as in {numref}`fig-ladder`. ``caption``: MyST markdown, so an f-string with computed numbers,
+    $math$ and references. ``alt``: what it shows, for those who cannot see it. ``paper``: its counterpart in the paper
+    (v1), "Figure 1". ``height``: pixels. Raises ValueError unless the name starts with ``fig-`` and there are words.
     """
     if not name.startswith("fig-") or not caption.strip() or not alt.strip():
         raise ValueError(f"figure {name!r} needs a name that starts with 'fig-', a caption and an alt text")
     words = {"name": name, "paper": paper, "caption": " ".join(caption.split()), "alt": " ".join(alt.split())}
     top = 12 if fig.to_dict()["layout"].get("showlegend") is False else 36  # room for the legend
-    return fig.update_layout(height=height, margin_t=top, meta={**words, "dark": dict(COLOURS.values())})
+    swaps = {f"rgba({light},": f"rgba({dark}," for light, dark in COLOURS.values()}
+    return fig.update_layout(height=height, margin_t=top, meta={**words, "dark": swaps})
 
 
 def prose(text: str) -> Markdown:
@@ -98,7 +94,7 @@ def table(frame: pd.DataFrame, caption: str, name: str, digits: int | Mapping[st
     """A numbered table of ``frame`` (its columns as they are, its index left out), as {numref}`tab-ladder`.
 
     Cells and ``caption`` may hold MyST markdown. ``digits``: decimals of floats, one for all or by column.
-    Raises ValueError for a name that does not start with ``tab-``.
+    Raises ValueError unless the name starts with ``tab-``.
     """
     if not name.startswith("tab-"):
         raise ValueError(f"the name of a table starts with 'tab-', but this is {name!r}")
@@ -141,13 +137,10 @@ def _log_axis(title: str, *values: float) -> dict[str, Any]:
 
 def interval_points(df: pd.DataFrame, x: str, y: str = "value", *, x_title: str, y_title: str,
                     group: str | None = None, log_x: bool = True) -> go.Figure:
-    """Joined points of ``y`` against ``x`` with intervals (columns low, high), one colour a ``group``.
-
-    On a logarithmic axis groups stand a little beside each other, so that their bars do not hide one another.
-    """
+    """Joined points of ``y`` against ``x`` with intervals (columns low, high), one colour a ``group``."""
     fig, middle = go.Figure(), (len(set(df[group])) - 1) / 2 if group else 0
     for place, label, name, rows in _groups(df.sort_values(x, kind="stable"), group):
-        beside = rows[x] * 1.035 ** (place - middle) if log_x else rows[x]
+        beside = rows[x] * 1.035 ** (place - middle) if log_x else rows[x]  # no group's bars hide another's
         fig.add_scatter(x=beside, y=rows[y], error_y=_bars(rows, y), name=label, mode="lines+markers", line_width=1.5,
                         line_color=colour(name), marker={"size": 9, "symbol": place}, customdata=rows[x],
                         hovertemplate="%{customdata:,}: %{y:.3f}")
@@ -186,20 +179,20 @@ def bands(points: pd.DataFrame, curve: pd.DataFrame, asymptote: float, floor: fl
     ``points``: width, fvu, low, high, nonlinear (one row an SAE). ``curve``: width, fit (the power law, drawn
     past the last SAE). ``asymptote``: the fit's constant; ``floor``: the mean FVU_nonlinear.
     """
-    fig, wide, n = go.Figure(), curve["width"], len(curve)
-    above = asymptote + (curve["fit"].iloc[0] - asymptote) / 6
+    fig, wide, fit = go.Figure(), curve["width"], curve["fit"]
     for label, name, top, end, y in (
-        ("nonlinear error", "orange", [floor] * n, -1, floor / 2),
-        ("linear error", "blue", [asymptote] * n, -1, (floor + asymptote) / 2),
-        ("absent features", "green", curve["fit"], 0, above),
+        ("nonlinear error", "orange", 0 * fit + floor, -1, floor / 2),
+        ("linear error", "blue", 0 * fit + asymptote, -1, (floor + asymptote) / 2),
+        ("absent features", "green", fit, 0, asymptote + (fit.iloc[0] - asymptote) / 6),
     ):
         fig.add_scatter(x=wide, y=top, mode="lines", name=label, line_width=1.5, line_color=colour(name),
                         fill="tonexty" if fig.data else "tozeroy", fillcolor=colour(name, 0.3), showlegend=False)
         fig.add_annotation(x=np.log10(wide.iloc[end]), y=y, text=label, showarrow=False,
                            xanchor="right" if end else "left", xshift=-8 if end else 8)
-    for y, name, label in ("fvu", "green", "FVU"), ("nonlinear", "orange", "FVU<sub>nonlinear</sub>"):
-        fig.add_scatter(x=points["width"], y=points[y], mode="markers", name=label, marker_color=colour(name),
-                        marker_size=9, error_y=_bars(points, y) if y == "fvu" else None)
+    common = {"x": points["width"], "mode": "markers", "marker_size": 9}
+    fig.add_scatter(y=points["fvu"], name="FVU", marker_color=colour("green"), error_y=_bars(points, "fvu"), **common)
+    fig.add_scatter(y=points["nonlinear"], name="FVU<sub>nonlinear</sub>", marker_color=colour("orange"),
+                    marker_symbol="square", **common)
     fig.update_yaxes(title_text="share of variance", rangemode="tozero")
     return fig.update_xaxes(_log_axis(WIDTH, *points["width"], wide.iloc[-1]))
 

@@ -91,10 +91,10 @@ class PowerLaw:
             return "there are as many parameters as widths, so nothing is left to check the curve with"
         if low is None or high is None or fall is None:
             return "there are too few held-out sources for an interval"
-        if fall <= 1e-6 * lowest:
-            return "FVU does not clearly fall with width"
+        if low <= 0.01 * lowest:
+            return "its interval reaches zero"
         wide = "its interval is wider than half the lowest FVU" if high - low > lowest / 2 else ""
-        return "its interval reaches zero" if low <= 0.01 * lowest else wide
+        return "the fall of FVU with width is not clear of the scatter of the SAEs" if fall <= 1e-6 * lowest else wide
 
 
 def power_law(widths: np.ndarray, draws: Draws, seed: int = 0) -> PowerLaw:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -72,25 +73,33 @@ def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int) -> 
     with cache.lock(folder.name):
         if not (folder / "record.json").exists():
             work = folder.with_name(folder.name + ".work")
-            trainer, began = _trainer(preset, x, width, k, work)
+            trainer, began = _trainer(preset, x, width, k, work), time.time()
+            start = trainer.n_training_samples
             trainer.fit()
+            record = _record(preset, x, stream, trainer, work)
+            record |= {"seconds": round(time.time() - began), "seconds_cover_tokens": record["tokens"] - start}
             with cache.atomic(folder) as temporary:
                 trainer.sae.save_inference_model(temporary)
-                record = _record(preset, x, stream, trainer, work, time.time() - began)
                 (temporary / "record.json").write_text(json.dumps(record, indent=1))
     return folder
 
 
-def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) -> tuple[SAETrainer, float]:
+def _sides(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is trained on, and the last rows of the stream, float32, on which FVU is watched."""
+    held = min(VALIDATION, len(x) // 8)
+    return x[:len(x) - held], x[len(x) - held:].float()
+
+
+def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) -> SAETrainer:
     """A trainer at its newest complete checkpoint, or at the start."""
-    recipe, began = preset.training, time.time()
+    recipe = preset.training
     torch.manual_seed(recipe.seed * 1_000_003 + width * 131 + k)
     meta = SAEMetadata(model_name=preset.model, hook_name=preset.site, context_size=preset.context_length,
                        prepend_bos=preset.prepend_bos, model_dtype=preset.dtype)
     sae = SparseTopKTrainingSAE(SparseTopKTrainingSAEConfig(
         d_in=x.shape[1], d_sae=width, k=k, device="cpu", dtype="float32", metadata=meta,
         normalize_activations="expected_average_only_in", decoder_init_norm=0.5))
-    train, held = x[:len(x) - min(VALIDATION, len(x) // 8)], x[-min(VALIDATION, len(x) // 8):].float()
+    train, held = _sides(x)
     steps = math.ceil(recipe.tokens / recipe.batch)
     config = SAETrainerConfig(
         total_training_samples=steps * recipe.batch, train_batch_size_samples=recipe.batch,
@@ -106,7 +115,7 @@ def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) ->
     trainer.save_checkpoint_fn = lambda checkpoint_path: _checkpointed(trainer, held, checkpoint_path)
     _resume(trainer, work)
     trainer.data_provider = _stream(train, recipe, trainer.n_training_steps)
-    return trainer, began
+    return trainer
 
 
 def _checkpointed(trainer: SAETrainer, held: torch.Tensor, checkpoint_path: Path | None) -> None:
@@ -143,14 +152,16 @@ def _dead(trainer: SAETrainer) -> float:
     return float(trainer.dead_neurons.float().mean())
 
 
-def _record(preset: Preset, x: torch.Tensor, stream: str, trainer: SAETrainer, work: Path, seconds: float) -> dict:
+def _record(preset: Preset, x: torch.Tensor, stream: str, trainer: SAETrainer, work: Path) -> dict[str, Any]:
+    """How an SAE was trained, and its FVU at the end (the trainer's scale is folded into the SAE by then)."""
     curve = [json.loads(path.read_text()) for path in work.glob("*/complete.json")]
-    recipe = preset.training
+    recipe, (train, held) = preset.training, _sides(x)
     return {
         "model": preset.model, "site": preset.site, "width": trainer.sae.cfg.d_sae, "k": trainer.sae.cfg.k,
-        "tokens": trainer.n_training_samples, "distinct_tokens": len(x), "epochs": trainer.n_training_samples / len(x),
+        "tokens": trainer.n_training_samples, "distinct_tokens": len(train),
+        "epochs": trainer.n_training_samples / len(train), "fvu": _fvu(trainer, held),
         "seed": recipe.seed, "recipe": asdict(replace(recipe, grid=())), "lr": trainer.cfg.lr, "stream": stream,
-        "curve": sorted(curve, key=lambda row: row["tokens"]), "dead_share": _dead(trainer), "seconds": round(seconds),
+        "curve": sorted(curve, key=lambda row: row["tokens"]), "dead_share": _dead(trainer),
         "versions": {p: version(p) for p in ("torch", "sae-lens", "transformer-lens", "transformers")},
         "command": "python -m darkmatter train --preset " + preset.name,
     }

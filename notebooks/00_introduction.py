@@ -65,6 +65,9 @@ if law:
     points = pd.DataFrame({"width": widths, "fvu": draws.fvu[0], "low": rungs["fvu_low"].to_numpy(float),
                            "high": rungs["fvu_high"].to_numpy(float), "nonlinear": draws.fvu_nonlinear[0]})
     fig = figures.bands(points, pd.DataFrame({"width": far, "fit": law.curve(far)[0]}), max(c[0], floor[0]), floor[0])
+    fig.update_xaxes(range=np.log10([far[0] / 1.1, far[-1] * 1.02]))
+    if c[0] <= floor[0]:  # then there is no such band
+        fig.layout.annotations = [each for each in fig.layout.annotations if each.text != "linear error"]
     where = f"not determined by these points, as {law.doubt}" if law.doubt else f"at {interval(*c)}"
     caption = (f"What SAEs of growing width leave unexplained of {model} at `{p.site}`, L0 {rungs['l0'].mean():.0f}, as a share "
                "of the variance. Green: what a wider SAE would still remove, by a power law drawn ten times past the widest "
@@ -82,7 +85,7 @@ else:
     caption = (f"What the error is made of, for {model} at `{p.site}`: the share of the variance that the SAE leaves unexplained "
                f"(FVU), and what is left of that when the best linear map of the activation is added ({basis}). The paper's main "
                "figure takes SAEs of three or more widths at one L0; this run has fewer.")
-    alt = (f"Bars for {len(table)} SAEs: FVU between {number(table['fvu'].min())} and {number(table['fvu'].max())}, nonlinear part "
+    alt = (f"Bars, one pair an SAE ({len(table)} in all): FVU between {number(table['fvu'].min())} and {number(table['fvu'].max())}, nonlinear part "
            f"between {number(table['fvu_nonlinear'].min())} and {number(table['fvu_nonlinear'].max())}.")
 figures.finish(fig, main, caption, alt, paper="Figure 1" if law else "")
 

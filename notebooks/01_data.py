@@ -34,10 +34,10 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # preset name or YAML file
 sae: str = ""  # one SAE instead of the preset's ladder
-loss_contexts: int = 40  # contexts that the model's loss is measured on, at most
-layer_contexts: int = 16  # contexts that layers and positions are compared on, at most
+loss_contexts: int = 40  # contexts to measure the model's loss on, at most
+layer_contexts: int = 16  # contexts to compare layers and positions on, at most
 
-# %%
+# %% tags=["hide-input"]
 import importlib.util
 import re
 import textwrap
@@ -66,8 +66,9 @@ for name, count in (("loss_contexts", loss_contexts), ("layer_contexts", layer_c
 loaded = model.load(p)
 tokenizer, config = loaded.tokenizer, loaded.bridge.original_model.config
 layer = model.layer_of(p.site)
-weights = sum(each.numel() for each in loaded.bridge.original_model.parameters())
 
+# %% tags=["hide-input"]
+weights = sum(each.numel() for each in loaded.bridge.original_model.parameters())
 figures.table(
     pd.DataFrame(
         [
@@ -93,7 +94,7 @@ figures.table(
 # sees what it was trained on.)
 
 
-# %%
+# %% tags=["hide-input"]
 def stored_types(path: Path) -> pd.Series:
     """Share of the weights in each number format of a GGUF file."""
     from gguf import GGUFReader
@@ -132,10 +133,11 @@ figures.prose(words)
 # %%
 held = corpus.evaluation(p, tokenizer)
 mixed = p.corpus == "mix"
-wanted = -(-p.training.distinct_tokens // (p.context_length - 1 - activations.TRAIN_FIRST))
-train = corpus.training(p, tokenizer, wanted) if mixed else None
+each = p.context_length - 1 - activations.TRAIN_FIRST  # tokens of a context that train
+train = corpus.training(p, tokenizer, -(-p.training.distinct_tokens // each)) if mixed else None
 
 
+# %% tags=["hide-input"]
 def contexts_and_sources(text: corpus.Corpus | None, domain: str) -> tuple[int, int]:
     """How many contexts a domain has, and from how many sources."""
     chosen = [i for i, name in zip(text.source, text.domains, strict=True) if name == domain] if text else []
@@ -210,18 +212,21 @@ RUN = 32  # tokens
 
 def runs(text: corpus.Corpus) -> np.ndarray:
     """A 64-bit hash of every run of RUN tokens, [context, position]."""
-    weight = np.random.default_rng(0).integers(2**63, size=RUN, dtype=np.uint64) | np.uint64(1)
+    weights = np.random.default_rng(0).integers(2**63, size=RUN, dtype=np.uint64)
     width = text.tokens.shape[1] - RUN + 1
     total = np.zeros((len(text.tokens), width), np.uint64)
-    for i in range(RUN):  # uint64 wraps around, as a hash should
-        total += text.tokens[:, i : i + width].astype(np.uint64) * weight[i]
+    for i, weight in enumerate(weights):  # uint64 wraps around, as a hash should
+        total += text.tokens[:, i : i + width].astype(np.uint64) * weight
     return total
 
 
+if train is not None:
+    assert not set(held.sources) & set(train.sources)
+    repeated = np.isin(runs(held), runs(train))
+
+# %% tags=["hide-input"]
 words = "SAEs are not trained on a text of the reader's own, so there is nothing to compare."
 if train is not None:
-    assert not set(held.sources) & set(train.sources), "a source is on both sides"
-    repeated = np.isin(runs(held), runs(train))
     common = pd.Series(repeated.mean(1)).groupby(pd.Series(held.domains)).mean()
     run.add("repeated_runs", float(repeated.mean()), n=repeated.size, unit="runs of 32 tokens")
     where = f"most often in the domain {common.idxmax()} ({common.max():.2%} of its runs)"
@@ -240,20 +245,29 @@ figures.prose(words)
 # and the same site of some other layers, which are compared below.
 
 # %%
-PAPER_LAYER, PAPER_LAYERS = 20, 42  # the layer that the paper looks at most, of Gemma 2 9B
-depth = PAPER_LAYER / PAPER_LAYERS
-nearest = min(range(loaded.n_layers), key=lambda i: abs(i / loaded.n_layers - depth))
+depth = 20 / 42  # the paper's main one: layer 20 of the 42 of Gemma 2 9B
+
+
+def offset(one: int) -> float:
+    """How far a layer is from that depth."""
+    return abs(one / loaded.n_layers - depth)
+
+
+nearest = min(range(loaded.n_layers), key=offset)
 spaced = np.linspace(0, loaded.n_layers - 1, 6).round().astype(int).tolist()
 layers = sorted({*spaced, layer, nearest})
 few = min(layer_contexts, p.contexts)
 
 
 def everywhere(tokens: np.ndarray, layers: list[int]) -> dict[int, torch.Tensor]:
-    """Activations at the preset's site, in each of the layers: {layer: [context, position, d]}."""
-    site_of = {one: re.sub(r"^blocks\.\d+", f"blocks.{one}", p.site) for one in layers}
-    parts = [model.capture(loaded, some, list(site_of.values()))
-             for some in np.array_split(tokens, -(-len(tokens) // p.batch_contexts))]
-    return {one: torch.cat([part[site].cpu() for part in parts]) for one, site in site_of.items()}
+    """The site in each of the layers, at all positions: {layer: [context, position, d]}."""
+    sites = [re.sub(r"^blocks\.\d+", f"blocks.{one}", p.site) for one in layers]
+    batches = np.array_split(tokens, -(-len(tokens) // p.batch_contexts))
+    parts = [model.capture(loaded, batch, sites) for batch in batches]
+    return {
+        one: torch.cat([part[site].cpu() for part in parts])
+        for one, site in zip(layers, sites, strict=True)
+    }
 
 
 x_at = everywhere(held.tokens[:few], layers)
@@ -264,15 +278,17 @@ inside = torch.from_numpy(model.kept(tokenizer, held.tokens[:few], p.first_kept)
 # contexts, as if it had been spelled out there. It also reads the norms of all kept tokens of the whole evaluation text.
 
 # %%
-acts = activations.evaluation(p, loaded)
-norm_kept = torch.cat([rows.float().norm(dim=1) for rows in acts.x.split(8192)]).numpy()
-
-special = list(tokenizer.all_special_ids)[:8]
-middle, planted = p.context_length // 2, held.tokens[: max(4, len(special))].copy()
+special, middle = list(tokenizer.all_special_ids)[:8], p.context_length // 2
+planted = held.tokens[: max(4, len(special))].copy()
 planted[:, middle] = np.resize(special, len(planted))
-norm_special = everywhere(planted, [layer])[layer][:, middle].float().norm(dim=1).numpy()
+x_special = everywhere(planted, [layer])[layer][:, middle]
+
+acts = activations.evaluation(p, loaded)
+norm_kept = torch.cat([x.float().norm(dim=1) for x in acts.x.split(8192)]).numpy()
+norm_special = x_special.float().norm(dim=-1).numpy()
 norm_at = x_at[layer].float().norm(dim=-1).numpy()  # [context, position]
 
+# %% tags=["hide-input"]
 groups = {
     "kept tokens": norm_kept,
     f"positions 1 to {p.first_kept - 1}": norm_at[:, 1 : p.first_kept].ravel(),
@@ -281,9 +297,8 @@ groups = {
 }
 norms = pd.concat([pd.DataFrame({"tokens": name, "norm": values}) for name, values in groups.items()])
 medians = norms.groupby("tokens", sort=False).norm.median()
-
-# %% tags=["hide-input"]
 fig = figures.histogram(norms, "norm", x_title="‖x‖", group="tokens", log_x=True)
+fig.update_xaxes(dtick="D2", exponentformat="none")
 longest = int(norm_kept.argmax())
 first = medians["position 0"] / medians["kept tokens"]
 spelled = medians["special tokens"] / medians["kept tokens"]
@@ -331,8 +346,8 @@ fig.add_scatter(x=position, y=low, mode="lines", line={"width": 0}, fill="tonext
 fig.add_scatter(x=position, y=mid, mode="lines", name="median", line={"color": figures.colour("blue"), "width": 1.5})
 fig.add_vrect(x0=p.kept[0] + 1, x1=p.kept[-1] + 1, fillcolor=figures.colour("grey", 0.12), line_width=0)
 fig.add_annotation(x=np.log10(p.kept[-1] + 1), y=1, yref="paper", text="kept", showarrow=False, xanchor="right")
-fig.update_xaxes(type="log", dtick=1, title_text="position in the context, counted from 1")
-fig.update_yaxes(type="log", dtick=1, title_text="‖x‖")
+fig.update_xaxes(type="log", dtick="D2", title_text="position in the context, counted from 1")
+fig.update_yaxes(type="log", dtick="D2", title_text="‖x‖")
 settled = mid[p.kept[0] : p.kept[-1] + 1]
 figures.finish(
     fig,
@@ -353,36 +368,37 @@ figures.finish(
 # again with replacement.
 
 # %%
-first_contexts = min(loss_contexts, p.contexts)
-nats = survey.losses(p, first_contexts, loaded)
-counted = model.kept(tokenizer, held.tokens[:first_contexts], p.first_kept)[:, :-1]
+some = min(loss_contexts, p.contexts)
+nats = survey.losses(p, some, loaded)  # [context, position]
+counted = model.kept(tokenizer, held.tokens[:some], p.first_kept)[:, :-1]
 
 
 def mean_loss(chosen: np.ndarray) -> dict[str, float | int | None]:
-    """Mean loss over the kept tokens of the chosen contexts, with its 95% interval over sources."""
-    sums = {"n": counted[chosen].sum(1), "loss": (nats * counted)[chosen].sum(1)}
-    wide = {name: torch.from_numpy(values).double() for name, values in sums.items()}
-    totals = regression.resample(wide, held.source[chosen], p.bootstrap, p.seed)
+    """Mean loss over the kept tokens of the chosen contexts, and its 95% interval."""
+    n, total = counted[chosen].sum(1), (nats * counted)[chosen].sum(1)
+    sums = {"n": torch.from_numpy(n).double(), "loss": torch.from_numpy(total).double()}
+    totals = regression.resample(sums, held.source[chosen], p.bootstrap, p.seed)
     means = totals["loss"] / totals["n"]
     low, high = regression.interval(means[1:], float(totals["effective"][0]))
     return {"value": float(means[0]), "low": low, "high": high, "n": int(totals["n"][0])}
 
 
-domains = np.array(held.domains[:first_contexts])
-chosen = {"all": np.arange(first_contexts)} | {name: np.flatnonzero(domains == name) for name in sorted(set(domains))}
-loss = pd.DataFrame([{"text": name, **mean_loss(some)} for name, some in chosen.items()])
+domains = np.array(held.domains[:some])
+parts = [(name, np.flatnonzero(domains == name)) for name in sorted(set(domains))]
+parts = [("all", np.arange(some)), *parts]
+loss = pd.DataFrame([{"text": name, **mean_loss(chosen)} for name, chosen in parts])
+
+# %% tags=["hide-input"]
 loss = pd.concat([loss[:1], loss[1:].sort_values("value")], ignore_index=True).astype({"low": float, "high": float})
 for row in loss.itertuples():
     run.add(f"loss_{row.text}", row.value, row.low, row.high, int(row.n), "nats a kept token")
-
-# %% tags=["hide-input"]
 overall, easiest, hardest = loss.iloc[0], loss.iloc[1], loss.iloc[-1]
 guess = np.log(config.vocab_size)
 fig = figures.bars_by_setting(loss, "text", y_title="loss (nats a token)")
 figures.finish(
     fig,
     name="fig-loss",
-    caption=f"""Next-token loss on the first {first_contexts} contexts, over all kept tokens and by domain, with 95%
+    caption=f"""Next-token loss on the first {some} contexts, over all kept tokens and by domain, with 95%
     intervals over sources; no interval where there is one source only. Guessing evenly would cost {guess:.1f}.""",
     alt=f"Bars of loss by domain: {overall.value:.2f} nats over all text, from {easiest.value:.2f} for {easiest.text} "
     f"to {hardest.value:.2f} for {hardest.text}.",
@@ -391,7 +407,7 @@ figures.finish(
 
 # %% tags=["hide-input"]
 figures.prose(f"""
-Over {int(overall.n):,} kept tokens of {first_contexts} contexts the loss is
+Over {int(overall.n):,} kept tokens of {some} contexts the loss is
 **{figures.interval(overall.value, overall.low, overall.high, 2)} nats** a token, a perplexity of
 {np.exp(overall.value):,.1f} ({{numref}}`fig-loss`). The easiest domain is {easiest.text} with
 {figures.number(easiest.value, 2)}, the hardest {hardest.text} with {figures.number(hardest.value, 2)}.
@@ -416,8 +432,8 @@ guess.
 #   the contexts it was fitted on and on others. The gap between the two says how far to trust the first.
 
 # %%
-ids = torch.arange(few)[:, None].expand(inside.shape)[inside]  # the context of each kept row
-blocks = regression.clusters(held.source[:few])
+ids = torch.nonzero(inside)[:, 0]  # the context of each kept row
+blocks = regression.clusters(held.source[:few])  # what is held out or fitted on as a whole
 fit = torch.from_numpy(regression.split(blocks, p.fit_share, p.seed))[ids]
 
 
@@ -432,28 +448,33 @@ def describe(x: torch.Tensor, at_first: torch.Tensor) -> dict[str, float | None]
     """The quantities above for kept rows x [n, d] and first tokens [context, d], float32."""
     moments = regression.Moments()
     moments.update(x)
-    variances = torch.linalg.eigvalsh(moments.centred().cross / moments.n).flip(0).clamp(min=0)
-    found = {"norm": x.norm(dim=1).median(), "first": at_first.norm(dim=1).median(),
-             "top": variances[0] / variances.sum(), "ten": variances[:10].sum() / variances.sum(),
-             "dimension": variances.sum() ** 2 / variances.square().sum()}
-    found = {name: float(value) for name, value in found.items()} | dict.fromkeys(("r2_in", "r2", "low", "high"))
-    if int(fit.sum()) > x.shape[1] + 1:  # else there is nothing to fit
-        fitted = regression.Moments()
-        fitted.update(x[fit], [("norm", regression.squared_norm(x[fit]))])
-        to = regression.solve(fitted)["norm"]
-        out = norm_r2(x, to, ~fit)
-        found |= {"r2_in": norm_r2(x, to, fit).value, "r2": out.value, "low": out.low, "high": out.high}
-    return found
+    lambdas = torch.linalg.eigvalsh(moments.centred().cross).flip(0).clamp(min=0)
+    lambdas = lambdas / lambdas.sum()
+    found = {
+        "norm": x.norm(dim=1).median(), "first": at_first.norm(dim=1).median(),
+        "top": lambdas[0], "ten": lambdas[:10].sum(), "dimension": 1 / lambdas.square().sum(),
+    }
+    return {name: float(value) for name, value in found.items()} | norm_test(x)
 
 
-by_layer = pd.DataFrame(
-    [{"layer": one, **describe(x[inside].float(), x[:, 0].float())} for one, x in x_at.items()]
-).astype({"layer": int})
+def norm_test(x: torch.Tensor) -> dict[str, float | None]:
+    """R² of ‖x‖² on x, in sample and held out, the latter with its interval."""
+    if int(fit.sum()) <= x.shape[1] + 1:  # too few rows to fit anything
+        return dict.fromkeys(("r2_in", "r2", "low", "high"))
+    moments = regression.Moments()
+    moments.update(x[fit], [("norm", regression.squared_norm(x[fit]))])
+    to = regression.solve(moments)["norm"]
+    out = norm_r2(x, to, ~fit)
+    return {"r2_in": norm_r2(x, to, fit).value, "r2": out.value, "low": out.low, "high": out.high}
+
+
+described = {one: describe(x[inside].float(), x[:, 0].float()) for one, x in x_at.items()}
+
+# %% tags=["hide-input"]
+by_layer = pd.DataFrame([{"layer": one, **found} for one, found in described.items()])
 for row in by_layer.itertuples():
     run.add(f"layer_{row.layer}_effective_dimension", row.dimension, n=len(ids), unit="dimensions")
     run.add(f"layer_{row.layer}_norm_test_x", row.r2, row.low, row.high, int((~fit).sum()), "R²")
-
-# %% tags=["hide-input"]
 shown = pd.DataFrame({
     "layer": [f"**{one}**" if one == layer else str(one) for one in by_layer.layer],
     "depth": [f"{one / loaded.n_layers:.0%}" for one in by_layer.layer],
@@ -464,7 +485,7 @@ shown = pd.DataFrame({
 figures.table(
     shown,
     caption=f"Layers compared on {len(ids):,} kept tokens of {few} contexts ({int(fit.sum()):,} fitted on). The layer in "
-    "bold is the one this run reads.",
+    "bold is the one this run reads. 95% intervals over contexts.",
     name="tab-layers",
     digits={"median ‖x‖": 1, "first token's": 0, "top direction": 2, "first ten": 2, "effective dimension": 1,
             "R², fitted on": 2},
@@ -506,10 +527,6 @@ def out_of_line(column: str, slack: float = 1.25) -> bool:
     return not min(beside) / slack <= place[at] <= max(beside) * slack
 
 
-def offset(one: int) -> float:
-    return abs(one / loaded.n_layers - depth)
-
-
 names = {"norm": "the length of x", "top": "the top direction's share", "dimension": "the effective dimension"}
 odd = [text for column, text in names.items() if out_of_line(column)]
 twin = by_layer.set_index("layer").loc[nearest]
@@ -546,14 +563,17 @@ by a quarter.) {avoid}. The first token grows most between layers {layers[jump -
 # L0 is $k$ by construction. They form a {term}`ladder`: they differ in width or in L0 only; recipe, tokens and their
 # order are the same for all.
 # How good they are is told by the {term}`FVU` on held-out text, the share of the variance of $x$ that they miss, with
-# its interval over sources, and by the share of {term}`dead latents <dead latent>`, those that no kept token wakes.
+# its interval, and by the share of {term}`dead latents <dead latent>`, those that no kept token wakes.
 
 # %%
 result = survey.run(p, loaded=loaded)
 ladder = result.table()
 opened = {ref: saes.load(ref, p) for ref in p.saes}
-made = {each.name: each.record for each in opened.values()}
 base = opened[p.default_sae]
+
+# %% tags=["hide-input"]
+made = {each.name: each.record for each in opened.values()}
+drawn = "sources" if len(set(held.source.tolist())) >= regression.MIN_SOURCES else "contexts"
 run.add_rows(result.rows[result.rows.metric.isin(["l0", "dead_share", "fvu"])])
 
 figures.table(
@@ -565,7 +585,7 @@ figures.table(
         "epochs": [float(made[name].get("epochs", np.nan)) for name in ladder.sae],
     }),
     caption=f"The SAEs at `{p.site}`. FVU is over {int(result.rows.n_eval.iloc[0]):,} held-out tokens of the evaluation "
-    "text, with 95% intervals over sources; dead latents are those that fire on none of its "
+    f"text, with 95% intervals over {drawn}; dead latents are those that fire on none of its "
     f"{len(acts.context):,} kept tokens.",
     name="tab-ladder",
     digits={"L0": 1, "epochs": 2},
@@ -579,14 +599,15 @@ if recipes:
     streams = {record["stream"] for record in recipes}
     here = train and cache.key(text=train.digest, model=p.model, dtype=p.dtype, site=p.site, first=activations.TRAIN_FIRST)
     same = "is the text counted above" if streams == {here} else "is **not** the text counted above (other settings)"
-    improved = [1 - record["curve"][-1]["fvu"] / record["curve"][-2]["fvu"] for record in recipes
+    falling = [1 - record["curve"][-1]["fvu"] / record["curve"][-2]["fvu"] for record in recipes
                 if len(record["curve"]) > 1]
     words = f"""
     Each was trained on {seen:,} tokens, {distinct:,} of them distinct: {seen / distinct:.1f} epochs. By its records, that
     text {same}. For comparison, the paper's SAEs are of a different make: it opens published ones, and those it
-    trains itself, on the parts of the error, saw about 100 million tokens. Training on more would help the ones here:
-    the last stretch between two checkpoints changed FVU by {-max(improved, default=0):+.1%} to
-    {-min(improved, default=0):+.1%} of its value. The interval of an FVU says how it would change with other text.
+    trains itself, on the parts of the error, saw about 100 million tokens. The last stretch between two checkpoints,
+    in which the learning rate went to zero, changed FVU by {-max(falling, default=0):+.1%} to
+    {-min(falling, default=0):+.1%} of its value{"; more training would help" if min(falling, default=0) > 0.01 else ""}.
+    The interval of an FVU says how it would change with other text.
     It does not say how it would change with another training seed.
     """
 figures.prose(words)
@@ -611,7 +632,7 @@ def fvu_against(frame: pd.DataFrame, x: str, title: str, name: str, held_fixed: 
     return figures.finish(
         figures.interval_points(points, x, x_title=title, y_title="FVU, held out"),
         name=name,
-        caption=f"""Held-out FVU {held_fixed}, with 95% intervals over sources: {ends[0]}, {ends[1]}. It {steps(frame)}.""",
+        caption=f"""Held-out FVU {held_fixed}, with 95% intervals over {drawn}: {ends[0]}, {ends[1]}. It {steps(frame)}.""",
         alt=f"FVU with intervals, from {ends[0]} to {ends[1]}; it {steps(frame)}.",
         height=340,
     )
@@ -665,36 +686,37 @@ figures.finish(
 # positions, each against its own variance. The very first position is left out; {numref}`fig-norms` shows why.
 
 # %%
-rebuilt = torch.cat([base(rows)[0] for rows in x_at[layer].flatten(0, 1).split(4096)]).view(x_at[layer].shape)
+rebuilt = torch.stack([base(context)[0] for context in x_at[layer]])
 plain = torch.from_numpy(model.kept(tokenizer, held.tokens[:few], 1))
 
 
 def within(first: int, last: int) -> dict[str, torch.Tensor]:
-    """Sums over positions ``first`` to ``last``, and over bootstrap draws of whole sources: all that FVU needs."""
+    """All that FVU needs, summed over positions ``first`` to ``last``, and over bootstrap draws."""
     of_x, of_error = regression.Sums(few), regression.Sums(few)
     for context in range(few):
         chosen = plain[context, first : last + 1]
         x = x_at[layer][context, first : last + 1].float()[chosen]
         error = x - rebuilt[context, first : last + 1][chosen]
-        of_x.add_x(torch.full((len(x),), context), x)
-        of_error.add_error(torch.full((len(x),), context), error, error)
+        owner = torch.full((len(x),), context)
+        of_x.add_x(owner, x)
+        of_error.add_error(owner, error, error)
     return regression.resample(of_x | of_error, blocks, p.bootstrap, p.seed)
 
 
+early, later = within(1, p.first_kept - 1), within(p.kept[0], p.kept[-1])
+gap = regression.fvu(early) - regression.fvu(later)  # the value, then one a draw
+gap_low, gap_high = regression.interval(gap[1:], float(later["effective"][0]))
+
+# %% tags=["hide-input"]
 edges = [*(e for e in (1, 4, 16, 64) if e < p.first_kept), p.first_kept, (p.first_kept + p.context_length) // 2]
 ranges = list(zip(edges, [*(e - 1 for e in edges[1:]), p.kept[-1]], strict=True))
 scored = [(f"{first}–{last}", regression.score(within(first, last), "fvu")) for first, last in ranges]
 by_position = pd.DataFrame([{"positions": name, "value": s.value, "low": s.low, "high": s.high} for name, s in scored])
-early, later = within(1, p.first_kept - 1), within(p.kept[0], p.kept[-1])
-gap = regression.fvu(early) - regression.fvu(later)
-gap_low, gap_high = regression.interval(gap[1:], float(later["effective"][0]))
 run.add("fvu_early_minus_kept", float(gap[0]), gap_low, gap_high, int(early["n"][0]), "FVU", sae=base.name)
-
-# %% tags=["hide-input"]
 figures.finish(
     figures.bars_by_setting(by_position, "positions", y_title="FVU", x_title="positions in the context"),
     name="fig-early",
-    caption=f"""FVU of {base.name} by position, on {few} contexts, with 95% intervals over sources. Kept positions are
+    caption=f"""FVU of {base.name} by position, on {few} contexts, with 95% intervals over contexts. Kept positions are
     those from {p.first_kept} on; the SAE was trained on positions from {activations.TRAIN_FIRST} on.""",
     alt="Bars of FVU by position: " + ", ".join(f"{row.value:.3f} at {row.positions}" for row in by_position.itertuples())
     + ".",
@@ -718,7 +740,7 @@ Either way they are left out, as in the paper.
 # This chapter has little to agree about: it says how far the conditions are the paper's. The paper's numbers
 # in {numref}`tab-conditions` are settings that it or its code states.
 
-# %%
+# %% tags=["hide-input"]
 fitted = survey.fitted_rows(p, acts, regression.STRICT)
 conditions = [
     ("contexts", "300", f"{p.contexts:,}"),

@@ -129,8 +129,11 @@ if law:
     for edge in curve_ends.T:
         fig.add_scatter(x=far, y=edge, mode="lines", line={"width": 1, "dash": "dot", "color": figures.colour("green")},
                         showlegend=False, hoverinfo="skip")
-    order = "" if c[0] > mean_nonlinear[0] else """The fitted constant is not above that mean, so that this fit
-        leaves no band of linear error. """
+    fig.update_xaxes(range=np.log10([far[0] / 1.1, far[-1] * 1.02]))
+    if c[0] <= mean_nonlinear[0]:
+        fig.layout.annotations = [each for each in fig.layout.annotations if each.text != "linear error"]
+    order = "" if c[0] > mean_nonlinear[0] else """The fitted constant is not above that mean: this fit leaves no
+        band of linear error, and the two lines are drawn as one. """
     display(figures.finish(
         fig, "fig-scaling-bands",
         f"The share of the variance of $x$ that SAEs leave unexplained, against their width, at L0 {at}. The upper curve is "
@@ -181,7 +184,7 @@ few = len(without_one) > 0
 # %% tags=["hide-input"]
 if law and few:
     fig = go.Figure()
-    for place, row in enumerate(without_one.itertuples()):
+    for place, row in enumerate(without_one[::-1].itertuples()):
         name = list(figures.COLOURS)[place % 6]
         fig.add_scatter(x=far, y=row.c + row.a * far ** -row.m, mode="lines", name=f"{widths[row[2][0]]:,.0f}",
                         line={"width": 1.5, "color": figures.colour(name), "dash": ("dash", "dot")[place % 2]})
@@ -283,12 +286,15 @@ grids = (
      "Figure 2"),
     ("fvu_nonlinear", "nonlinear", "FVU<sub>nonlinear</sub>", "$\\mathrm{FVU}_\\mathrm{nonlinear}$ ({eq}`eq-fvu`)", "Figure 3"),
 )
+settings = table.assign(l0=table["k"].astype(float).fillna(table["l0"].round()))  # 7.998 and 8.002 are both 8
+edges = np.log10([settings["l0"].min() / 1.3, settings["l0"].max() * 1.3])
 for metric, name, title, words, paper in grids if len(table) > 1 else ():
+    plain = title.replace("<sub>", " ").replace("</sub>", "")
+    fig = figures.grid_points(settings, metric, value_title=title, digits=3 if metric == "fvu_nonlinear" else 2)
     display(figures.finish(
-        figures.grid_points(table, metric, value_title=title, digits=3 if metric == "fvu_nonlinear" else 2),
-        f"fig-scaling-grid-{name}", f"{words}, over width and L0, for {len(table)} SAEs. Intervals are in "
-        f"{{numref}}`tab-scaling` ({basis}).",
-        f"{title.replace('<sub>', ' ').replace('</sub>', '')} between {number(table[metric].min())} and {number(table[metric].max())}, by width and L0.", paper=paper))
+        fig.update_yaxes(range=edges), f"fig-scaling-grid-{name}",
+        f"{words}, over width and L0, for {len(table)} SAEs. Intervals are in {{numref}}`tab-scaling` ({basis}).",
+        f"{plain} between {number(table[metric].min())} and {number(table[metric].max())}, by width and L0.", paper=paper))
 
 # %% tags=["hide-input"]
 def compared(first: pd.Series, last: pd.Series, metric: str) -> str:

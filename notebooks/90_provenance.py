@@ -90,16 +90,18 @@ figures.table(
 
 
 # %% tags=["hide-input"]
-def pinned() -> dict[str, str]:
-    """Installed versions of the packages that carry the model and the text."""
-    lines = (records.HOME / "requirements-text.txt").read_text(encoding="utf-8").splitlines()
-    names = [line.split("==")[0] for line in lines if "==" in line]
-    return {name: importlib.metadata.version(name) for name in names}
+def installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
+lines = (records.HOME / "requirements-text.txt").read_text(encoding="utf-8").splitlines()
+carriers = [line.split("==")[0] for line in lines if "==" in line]  # the packages that hold the model and the text
 versions = merged("versions") if found else records.provenance(run.preset.device)["versions"]
 rows = [(name, version, "code") for name, version in versions.items()]
-rows += [(name, version, "model or text") for name, version in pinned().items()]
+rows += [(name, installed(name), "model or text") for name in carriers]
 figures.table(
     pd.DataFrame(rows, columns=["package", "version", "used as"]),
     caption="Versions that the numbers depend on. All packages are pinned in `requirements.txt` and, with hashes, in "

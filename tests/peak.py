@@ -1,4 +1,4 @@
-"""python -m tests.peak CONTEXTS FILE: survey that many contexts of 400 rows of 256 dimensions, print the peak memory."""
+"""python -m tests.peak CONTEXTS FILE: survey that many contexts of 250 rows of 256 dimensions, print the peak."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from darkmatter.activations import Activations
 from darkmatter.corpus import Corpus
 from tests import tiny
 
-D, ROWS = 256, 400
+D, ROWS = 256, 250
 
 
 def written(contexts: int, path: Path) -> tuple[Activations, np.memmap]:
@@ -54,7 +54,7 @@ def peak_of(work: Callable[[], object], mapped: np.memmap) -> float:
 def main(contexts: int, path: Path) -> None:
     torch.set_num_threads(1)
     of, mapped = written(contexts, path)
-    each, preset = tiny.loaded("toy", tiny.topk(512, 16, D)), tiny.preset(contexts=contexts)
+    each, preset = tiny.loaded("toy", tiny.topk(256, 8, D)), tiny.preset(contexts=contexts)
     activations.evaluation = lambda preset, loaded=None: of
     saes.load = lambda ref, preset: each
     peak = peak_of(lambda: survey.run(preset), mapped)

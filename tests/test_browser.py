@@ -118,30 +118,38 @@ def with_figures(book: Path) -> Path:
     return next(page for name in PAGES if 'class="dm-figure"' in (page := book / f"{name}.html").read_text())
 
 
-SHOWN = "[...document.querySelectorAll('%s')].map(e => e.getBoundingClientRect().height > 100)"
+def taller(browser: Browser, what: str) -> list[bool]:
+    """Which of the elements take up room."""
+    return browser.ask(f"[...document.querySelectorAll('{what}')].map(e => e.getBoundingClientRect().height > 100)")
+
+
+def check_still_pictures(browser: Browser) -> None:
+    """The pictures have loaded and show; the live figures do not."""
+    browser.ask("document.querySelectorAll('.dm-static img').forEach(e => { e.loading = 'eager'; })")
+    browser.wait("[...document.querySelectorAll('.dm-static img')].every(e => e.complete && e.naturalWidth > 0)")
+    pictures = taller(browser, ".dm-static img")
+    assert pictures
+    assert all(pictures)
+    assert not any(taller(browser, ".dm-plot"))
 
 
 def test_print_shows_the_still_pictures(built_book: Path, browser: Browser) -> None:
     browser.size(WIDE)
     browser.open(with_figures(built_book))
+    assert all(taller(browser, ".dm-plot"))
     browser.call("Emulation.setEmulatedMedia", media="print")
-    browser.wait("document.querySelector('.dm-static img').complete")
-    still, live = browser.ask(SHOWN % ".dm-static img"), browser.ask(SHOWN % ".dm-plot")
-    browser.call("Emulation.setEmulatedMedia", media="")
-    assert still
-    assert all(still)
-    assert not any(live)
+    try:
+        check_still_pictures(browser)
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_without_javascript_the_still_pictures_are_there(built_book: Path, browser: Browser) -> None:
     browser.size(WIDE)
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
-    browser.call("Page.navigate", url=with_figures(built_book).resolve().as_uri())
-    browser.wait("document.readyState === 'complete' && !!document.querySelector('.dm-static img')")
-    browser.ask("document.querySelectorAll('.dm-static img').forEach(e => { e.loading = 'eager'; })")
-    browser.wait("[...document.querySelectorAll('.dm-static img')].every(e => e.complete && e.naturalWidth > 0)")
-    still, live = browser.ask(SHOWN % ".dm-static img"), browser.ask(SHOWN % ".dm-plot")
-    browser.call("Emulation.setScriptExecutionDisabled", value=False)
-    assert still
-    assert all(still)
-    assert not any(live)
+    try:
+        browser.call("Page.navigate", url=with_figures(built_book).resolve().as_uri())
+        browser.wait("document.readyState === 'complete' && !!document.querySelector('.dm-static img')")
+        check_still_pictures(browser)
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)

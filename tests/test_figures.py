@@ -200,7 +200,7 @@ def test_figures_captions_and_tables_in_a_book_without_chromium(
     assert "0.15" in page.split("<figcaption>")[1]
     assert 'aria-label="Three points &lt;/script&gt; that fall from left to right."' in page
     assert "\\u003c/script>" in page
-    assert '<div class="dm-static"><table' in page
+    assert '<div class="dm-static"><div class="pst-scrollable-table-container"><table' in page
     assert page.count('href="#fig-ladder"') >= 1
     assert page.count('href="#tab-ladder"') >= 1
     index = (staged.parent / "_build" / "html" / "book" / "figures.html").read_text(encoding="utf-8")

@@ -320,18 +320,19 @@ def test_batch_boundaries_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_contexts(tmp_path: Path) -> None:
-    """Held in memory, the further activations would take 44 MB in bfloat16 and 88 MB in float32.
+    """Held in memory, the further activations would take 27 MB in bfloat16 and 55 MB in float32.
 
-    What may grow: 28 bytes a token (the table), 8 more for its place, and sums of 8 KB a context: 6 MB here.
+    What may grow: 28 bytes a token (the table), 8 more for its place, and sums of 8 KB a context: 4 MB here.
     """
     peaks = {contexts: peak(contexts, tmp_path) for contexts in (75, 300)}
     print(f"peak memory and size of the activations, MB, by contexts: {peaks}")
-    assert peaks[300]["x"] - peaks[75]["x"] > 40
-    assert peaks[300]["peak"] - peaks[75]["peak"] < 20
+    assert peaks[300]["x"] - peaks[75]["x"] > 27
+    assert peaks[300]["peak"] - peaks[75]["peak"] < 12
 
 
 def peak(contexts: int, folder: Path) -> dict[str, float]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DARKMATTER_CACHE": str(folder / f"cache-{contexts}")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DARKMATTER_CACHE": str(folder / f"cache-{contexts}"),
+                                "MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives back what is freed, at once
     done = subprocess.run([sys.executable, "-m", "tests.peak", str(contexts), str(folder / f"{contexts}.bf16")],
                           cwd=HOME, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ import html
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
@@ -107,8 +107,14 @@ def data_table(figure: dict[str, Any], most: int = 8) -> str:
         for point in points[:: -(-len(points) // most) or 1]:
             cells = (trace.get("name") or "", *point)
             rows.append("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in cells) + "</tr>")
-    head = "".join(f"<th>{title}</th>" for title in ("", *columns))
-    return f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return _table(("", *columns), rows)
+
+
+def _table(head: Iterable[str], rows: Iterable[str]) -> str:
+    """HTML of a table as the theme writes its own, so that a wide one scrolls by itself."""
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    table = f'<table class="table"><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<div class="pst-scrollable-table-container">{table}</div>'
 
 
 def _values(values: Any) -> list[Any]:
@@ -150,8 +156,7 @@ class FigureIndex(SphinxDirective):
 def _fill_index(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for place in list(doctree.findall(figure_index)):
         rows = (f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in _index(app, docname))
-        head = "<tr><th>here</th><th>in the paper</th><th>chapter</th><th>label</th></tr>"
-        table = f'<table class="table"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+        table = _table(("here", "in the paper", "chapter", "label"), rows)
         place.replace_self(nodes.raw("", table, format="html"))
 
 
