@@ -31,7 +31,8 @@ class Draws(NamedTuple):
 
 def estimate(draws: np.ndarray, effective: float) -> tuple[float, float | None, float | None]:
     """A value and its 95% interval, from draws [1 + n] as in `Draws`."""
-    return float(draws[0]), *regression.interval(torch.from_numpy(draws[1:].copy()), effective)
+    low, high = regression.interval(torch.from_numpy(draws[1:].copy()), effective)
+    return float(draws[0]), low, high
 
 
 def ladder(table: pd.DataFrame) -> pd.DataFrame:
@@ -108,7 +109,8 @@ def power_law(widths: np.ndarray, draws: Draws, seed: int = 0) -> PowerLaw:
         rng = np.random.default_rng(seed)
         size = np.sqrt(np.square(residuals).sum() / rng.chisquare(freedom, (n, 1)))
         fvu[1:] += size * rng.standard_normal((n, len(widths)))
-    return PowerLaw(np.asarray(widths), *fit(widths, fvu).T, draws.effective)
+    c, a, m = fit(widths, fvu).T
+    return PowerLaw(np.asarray(widths), c, a, m, draws.effective)
 
 
 def fit(widths: np.ndarray, fvu: np.ndarray) -> np.ndarray:

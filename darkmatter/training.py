@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -128,7 +129,7 @@ def _checkpointed(trainer: SAETrainer, held: torch.Tensor, checkpoint_path: Path
         if older.parent != checkpoint_path:
             older.unlink()
     print(f"{checkpoint_path.parent.name.removesuffix('.work')}: {done['tokens']:,} tokens, "
-          f"held-out FVU {done['fvu']:.4f}, dead {done['dead']:.1%}", flush=True)
+          f"held-out FVU {done['fvu']:.4f}, dead {done['dead']:.1%}", file=sys.stderr, flush=True)
 
 
 def _resume(trainer: SAETrainer, work: Path) -> None:

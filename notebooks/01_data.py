@@ -152,9 +152,9 @@ for domain in corpus.MIX if mixed else dict.fromkeys(held.domains):
 columns = ["domain", "kind", "share", "contexts", "sources", "training contexts", "training sources"]
 figures.table(
     pd.DataFrame(rows, columns=columns),
-    caption=f"The text by domain: {len(held.tokens):,} contexts of {p.context_length:,} tokens to measure on, "
-    f"and {len(train.tokens) if train else 0:,} to train SAEs on. A source is one document, or a run of "
-    "short ones (news articles, dictionary entries) joined until it fills about three contexts.",
+    caption=f"The text by domain: {len(held.tokens):,} contexts of {p.context_length:,} tokens to measure on"
+    f"{f', {len(train.tokens):,} to train SAEs on' if train else ''}. A source is one document; in the built-in "
+    "text it may also be a run of short ones, such as news articles, long enough for about three contexts of 1,024.",
     name="tab-text",
 )
 
@@ -175,7 +175,7 @@ figures.prose(words)
 
 # %% tags=["hide-input"]
 figures.prose(f"""
-The sha256 of the token matrix is `{held.digest[:16]}…`; a test compares it for the presets of this book.
+The sha256 of the token matrix is `{held.digest[:16]}…`{"; a test compares it on every machine" if mixed else ""}.
 """)
 
 # %% tags=["hide-input"]
@@ -324,7 +324,7 @@ run.add("norm_special", float(medians["special tokens"]), n=len(planted), unit="
 figures.prose(f"""
 In {{numref}}`fig-norms` the median length of a kept token is {medians["kept tokens"]:,.1f}, and the longest of
 {len(norm_kept):,} is {norm_kept.max():,.1f} (the token `{token!r}`, at position {acts.position[longest]});
-{int(far.sum())} of them {"is" if far.sum() == 1 else "are"} more than ten times as long as the median. The first token of a context has a median of {medians["position 0"]:,.1f}, which is {first:,.1f} times
+{int(far.sum()) or "none"} of them {"is" if far.sum() == 1 else "are"} more than ten times as long as the median. The first token of a context has a median of {medians["position 0"]:,.1f}, which is {first:,.1f} times
 as long, and a special token in the middle of the text {medians["special tokens"]:,.1f}, {spelled:,.1f} times as
 long. Tokens that stand out so far are {{term}}`attention sinks <attention sink>`: many heads rest on them when
 they find nothing to attend to {{cite:p}}`xiao2023sinks`. In a sum of squared lengths, one token of the longer
@@ -409,10 +409,9 @@ figures.finish(
 figures.prose(f"""
 Over {int(overall.n):,} kept tokens of {some} contexts the loss is
 **{figures.interval(overall.value, overall.low, overall.high, 2)} nats** a token, a perplexity of
-{np.exp(overall.value):,.1f} ({{numref}}`fig-loss`). The easiest domain is {easiest.text} with
-{figures.number(easiest.value, 2)}, the hardest {hardest.text} with {figures.number(hardest.value, 2)}.
-{"All of them are far from the" if loss.value.max() < 0.6 * guess else "Some come near the"} {guess:.1f} nats of a
-guess.
+{np.exp(overall.value):,.1f} ({{numref}}`fig-loss`), against {guess:.1f} nats for a guess.
+{f"The easiest domain is {easiest.text} with {easiest.value:.2f}, the hardest {hardest.text} with {hardest.value:.2f}."
+ if len(loss) > 2 else ""}
 """)
 
 # %% [markdown]
@@ -479,30 +478,33 @@ shown = pd.DataFrame({
     "layer": [f"**{one}**" if one == layer else str(one) for one in by_layer.layer],
     "depth": [f"{one / loaded.n_layers:.0%}" for one in by_layer.layer],
     "median ‖x‖": by_layer.norm, "first token's": by_layer["first"], "top direction": by_layer.top,
-    "first ten": by_layer.ten, "effective dimension": by_layer.dimension, "R², fitted on": by_layer.r2_in.astype(float),
-    "R², held out": [figures.interval(*each, 2) for each in by_layer[["r2", "low", "high"]].to_numpy()],
+    "effective dimension": by_layer.dimension,
+    "R² of ‖x‖²": [figures.interval(*each, 2) for each in by_layer[["r2", "low", "high"]].to_numpy()],
 })
 figures.table(
     shown,
     caption=f"Layers compared on {len(ids):,} kept tokens of {few} contexts ({int(fit.sum()):,} fitted on). The layer in "
-    "bold is the one this run reads. 95% intervals over contexts.",
+    "bold is the one this run reads. R² is on held-out contexts, with 95% intervals over them; a dash where there "
+    "are too few tokens to fit.",
     name="tab-layers",
-    digits={"median ‖x‖": 1, "first token's": 0, "top direction": 2, "first ten": 2, "effective dimension": 1,
-            "R², fitted on": 2},
+    digits={"median ‖x‖": 1, "first token's": 0, "top direction": 2, "effective dimension": 1},
 )
 
 # %% tags=["hide-input"]
-panels = [("length of x", [("norm", "kept tokens"), ("first", "first token")]),
-          ("share of variance", [("top", "top direction"), ("ten", "first ten")]),
-          ("effective dimension", [("dimension", "")]),
-          ("R² of ‖x‖² on x", [("r2_in", "fitted on"), ("r2", "held out")])]
+panels = [  # title, and of each line: column, label, the label's place and the point it stands at
+    ("length of x", [("norm", "kept tokens", "top center", -3), ("first", "first token", "bottom center", -3)]),
+    ("share of variance", [("top", "top direction", "top center", -3), ("ten", "first ten", "top center", -3)]),
+    ("effective dimension", [("dimension", "", "top center", -1)]),
+    ("R² of ‖x‖² on x", [("r2_in", "fitted on", "top center", -2), ("r2", "held out", "middle left", -1)]),
+]
 fig = make_subplots(2, 2, subplot_titles=[title for title, _ in panels], horizontal_spacing=0.12, vertical_spacing=0.17)
 for i, (title, lines) in enumerate(panels):
     where = {"row": 1 + i // 2, "col": 1 + i % 2}
-    for (column, label), colour in zip(lines, ("blue", "orange"), strict=False):
+    for (column, label, side, point), colour in zip(lines, ("blue", "orange"), strict=False):
+        text = [label if one == layers[point] else "" for one in layers]
         fig.add_scatter(x=by_layer.layer, y=by_layer[column].astype(float), mode="lines+markers+text", name=label or title,
-                        text=[""] * (len(layers) // 2) + [label], textposition="top center", showlegend=False,
-                        line={"color": figures.colour(colour)}, marker={"size": 7}, cliponaxis=False, **where)
+                        text=text, textposition=side, showlegend=False, cliponaxis=False, marker={"size": 7},
+                        line={"color": figures.colour(colour)}, **where)
     fig.add_vline(x=layer, line={"dash": "dot", "width": 1.5, "color": figures.colour("grey")}, **where)
 fig.update_yaxes(type="log", dtick=1, row=1, col=1).update_yaxes(rangemode="tozero", row=2, col=1)
 fig.update_xaxes(title_text="layer", row=2)
@@ -599,16 +601,15 @@ if recipes:
     streams = {record["stream"] for record in recipes}
     here = train and cache.key(text=train.digest, model=p.model, dtype=p.dtype, site=p.site, first=activations.TRAIN_FIRST)
     same = "is the text counted above" if streams == {here} else "is **not** the text counted above (other settings)"
-    falling = [1 - record["curve"][-1]["fvu"] / record["curve"][-2]["fvu"] for record in recipes
-                if len(record["curve"]) > 1]
+    gained = [1 - record["curve"][-1]["fvu"] / record["curve"][-2]["fvu"] for record in recipes
+              if len(record["curve"]) > 1]
     words = f"""
     Each was trained on {seen:,} tokens, {distinct:,} of them distinct: {seen / distinct:.1f} epochs. By its records, that
     text {same}. For comparison, the paper's SAEs are of a different make: it opens published ones, and those it
-    trains itself, on the parts of the error, saw about 100 million tokens. The last stretch between two checkpoints,
-    in which the learning rate went to zero, changed FVU by {-max(falling, default=0):+.1%} to
-    {-min(falling, default=0):+.1%} of its value{"; more training would help" if min(falling, default=0) > 0.01 else ""}.
-    The interval of an FVU says how it would change with other text.
-    It does not say how it would change with another training seed.
+    trains itself, on the parts of the error, saw about 100 million tokens. The last stretch between two checkpoints
+    changed FVU by {-max(gained, default=0):+.1%} to {-min(gained, default=0):+.1%} of its
+    value{"; more training would help" if min(gained, default=0) > 0.01 else ""}. The interval of an FVU says how it
+    would change with other text. It does not say how it would change with another training seed.
     """
 figures.prose(words)
 
@@ -627,6 +628,7 @@ def steps(frame: pd.DataFrame) -> str:
 
 def fvu_against(frame: pd.DataFrame, x: str, title: str, name: str, held_fixed: str) -> go.Figure:
     points = frame[[x, "fvu", "fvu_low", "fvu_high"]].astype(float)
+    points[x] = points[x].round()
     points = points.rename(columns={"fvu": "value", "fvu_low": "low", "fvu_high": "high"})
     ends = [f"{points.value.iloc[i]:.3f} at {points[x].iloc[i]:,.0f}" for i in (0, -1)]
     return figures.finish(

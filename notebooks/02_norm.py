@@ -47,7 +47,7 @@ p = run.preset
 # $$a^* = \arg\min_a \sum_x \bigl(a^\top x - \lVert\mathrm{SaeError}(x)\rVert_2^2\bigr)^2 .$$
 #
 # It is fitted on some source documents and scored on others, so that no document is on both sides
-# (the `strict` {ref}`protocol <protocols>`). $R^2$ is the share of the variance of the squared norm that the probe
+# (the `strict` {ref}`protocol <notation-protocols>`). $R^2$ is the share of the variance of the squared norm that the probe
 # explains on the held-out tokens. Intervals are 95% bootstrap intervals over held-out sources.
 
 # %%

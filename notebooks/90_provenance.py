@@ -25,7 +25,7 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # preset name or YAML file
 
-# %%
+# %% tags=["hide-input"]
 import importlib.metadata
 
 import pandas as pd

@@ -62,7 +62,7 @@ def test_a_model_directory_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"contexts": 1}, {"context_length": 3}])
-def test_settings_out_of_range(fields: dict[str, int]) -> None:
+def test_settings_out_of_range(fields: dict[str, Any]) -> None:
     with pytest.raises(DarkmatterError, match=next(iter(fields))):
         settings(**fields)
 

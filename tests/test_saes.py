@@ -134,7 +134,7 @@ def test_decoder_norms_that_rank_latents_are_folded_in(tmp_path: Path) -> None:
 def test_chosen_latents_below_zero_count_as_off() -> None:
     sae = tiny.topk(WIDTH, K)
     with torch.no_grad():
-        sae.b_enc -= 2
+        sae.b_enc.sub_(2)
         sae.b_enc[:5] = -1e6
     loaded = tiny.loaded("toy", sae)
     check(loaded, x())

@@ -277,7 +277,7 @@ def test_protocols_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     result = survey.run(tiny.preset(), refs, protocols=tuple(PROTOCOLS))
     assert len(result.rows) == 2 * 3 * len(METRICS)
     alone = survey.run(tiny.preset(), refs, protocols=("paper",)).rows
-    together = result.rows[result.rows.protocol == "paper"].reset_index(drop=True)
+    together = result.rows.query("protocol == 'paper'").reset_index(drop=True)
     pd.testing.assert_frame_equal(together, alone)
     wide = result.table("authors-code")
     assert list(wide.sae) == ["w32-k4", "w64-k4"] and {"fvu", "fvu_low", "fvu_high", "r2_norm"} <= set(wide)
@@ -301,7 +301,7 @@ def test_a_ladder_measured_together_equals_each_measured_alone(
     monkeypatch.setenv("DARKMATTER_CACHE", str(tmp_path / "elsewhere"))
     for each in saes:
         alone = survey.run(tiny.preset(), [each.ref])
-        mine = together.rows[together.rows.sae == each.name].reset_index(drop=True)
+        mine = together.rows.query(f"sae == '{each.name}'").reset_index(drop=True)
         pd.testing.assert_frame_equal(alone.rows, mine, rtol=1e-9, check_dtype=False)
         pd.testing.assert_frame_equal(alone.tokens(each.name), together.tokens(each.name), rtol=1e-5)
 
@@ -322,17 +322,18 @@ def test_batch_boundaries_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPat
 def test_memory_does_not_grow_with_the_contexts(tmp_path: Path) -> None:
     """Held in memory, the further activations would take 27 MB in bfloat16 and 55 MB in float32.
 
-    What may grow: 28 bytes a token (the table), 8 more for its place, and sums of 8 KB a context: 4 MB here.
+    What may grow: 28 bytes a token (the table), 8 more for its place, sums of 8 KB a context and the bootstrap's
+    copies of them: 8 MB here.
     """
     peaks = {contexts: peak(contexts, tmp_path) for contexts in (75, 300)}
     print(f"peak memory and size of the activations, MB, by contexts: {peaks}")
     assert peaks[300]["x"] - peaks[75]["x"] > 27
-    assert peaks[300]["peak"] - peaks[75]["peak"] < 12
+    assert peaks[300]["peak"] - peaks[75]["peak"] < 14
 
 
 def peak(contexts: int, folder: Path) -> dict[str, float]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DARKMATTER_CACHE": str(folder / f"cache-{contexts}"),
-                                "MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives back what is freed, at once
+                                "MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives back what is freed, at once
     done = subprocess.run([sys.executable, "-m", "tests.peak", str(contexts), str(folder / f"{contexts}.bf16")],
                           cwd=HOME, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def pair(seed: int = 0) -> tuple[SparseTopKTrainingSAE, TopKTrainingSAE]:
     with torch.no_grad():
         for weight in sparse.parameters():
             weight.copy_(torch.randn(weight.shape, generator=g) * 0.3)
-        sparse.b_enc -= 2.5
+        sparse.b_enc.sub_(2.5)
     stock.load_state_dict(sparse.state_dict())
     return sparse, stock
 

@@ -114,7 +114,8 @@ def test_too_few_tokens_for_a_batch() -> None:
 def test_the_record_says_how_it_was_trained() -> None:
     found = record(train())
     assert {"width": WIDTH, "k": K, "model": "toy", "site": tiny.SITE, "seed": 0}.items() <= found.items()
-    assert found["tokens"] == STEPS * BATCH
+    assert found["tokens"] == found["seconds_cover_tokens"] == STEPS * BATCH
+    assert found["distinct_tokens"] == ROWS - HELD
     assert found["epochs"] == pytest.approx(found["tokens"] / found["distinct_tokens"])
     assert found["recipe"]["batch"] == BATCH
     assert 0 <= found["dead_share"] <= 1
@@ -123,6 +124,7 @@ def test_the_record_says_how_it_was_trained() -> None:
     tokens, fvu = ([row[name] for row in found["curve"]] for name in ("tokens", "fvu"))
     assert tokens == sorted(tokens) and len(tokens) >= 5
     assert fvu[-1] < 0.9 * fvu[0] < 0.9  # it learned something
+    assert 0 < found["fvu"] < fvu[0] and found["fvu"] == pytest.approx(fvu[-1], rel=0.2)  # at the very end
 
 
 def test_the_sae_works_on_activations_as_they_are(stream: Activations) -> None:
