@@ -312,27 +312,40 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix == ".txt":
         yield "document", text
         return
-    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
-        try:
-            yield f"line-{number}", json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            raise DarkmatterError(f"Line {number} of {path} is not JSON with a \"text\" field; every line must be "
-                                  "one document.") from None
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines, which also cuts inside JSON strings
+        if line.strip():
+            yield f"line-{number}", _text_of(line, number, path)
+
+
+def _text_of(line: str, number: int, path: Path) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise DarkmatterError(f"Line {number} of {path} is not JSON with a \"text\" field; every line must be "
+                              "one document.")
+    return text
 
 
 def _decoded(path: Path) -> str:
     try:
         raw = path.read_bytes()
-        if path.name.endswith(".zst"):
-            import zstandard
-
-            raw = zstandard.ZstdDecompressor().stream_reader(raw).read()
-        return raw.decode("utf-8")
+        return (_unpacked(raw, path) if path.name.endswith(".zst") else raw).decode("utf-8")
     except FileNotFoundError:
         raise DarkmatterError(f"There is no text file {path}; give 'mix', 'pile' or the path of a .txt, .jsonl or "
                               ".jsonl.zst file.") from None
     except UnicodeDecodeError as error:
         raise DarkmatterError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from None
+
+
+def _unpacked(raw: bytes, path: Path) -> bytes:
+    import zstandard
+
+    try:
+        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True).read()
+    except zstandard.ZstdError as error:
+        raise DarkmatterError(f"{path} cannot be read as zstd ({error}); fetch or pack it again.") from error
 
 
 def _windows(text: str, tokenizer: Any, preset: Preset) -> np.ndarray:

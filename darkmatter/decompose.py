@@ -42,8 +42,8 @@ def decompose(model: str, site: str, sae: str, corpus: str, contexts: int | None
     """Survey one SAE under the strict protocol.
 
     Returns l0, dead_share, fvu, fvu_nonlinear, r2_vector, r2_vector_weighted, r2_norm, norm_test (x, sae, error,
-    linear, nonlinear), n_fit and n_eval (tokens), and intervals (the same keys, [low, high]). A value that is not
-    defined is None, with its reason in notes.
+    linear, nonlinear), n_fit and n_eval (tokens), and intervals (the same keys, [low, high]). A value or interval that
+    is not defined is None, with its reason in notes.
     """
     preset = settings(model, site, sae, corpus, contexts, context_length)
     rows: dict[str, dict[str, Any]] = {row["metric"]: row for row in records_of(survey.run(preset).rows)}
@@ -54,8 +54,8 @@ def decompose(model: str, site: str, sae: str, corpus: str, contexts: int | None
         **{name: values[name] for name in METRICS},
         "norm_test": {name: values[key] for name, key in tests.items()},
         "n_fit": int(rows["fvu"]["n_fit"]), "n_eval": int(rows["fvu"]["n_eval"]),
-        "intervals": {**{name: ends[name] for name in METRICS if ends[name]},
-                      "norm_test": {name: ends[key] for name, key in tests.items() if ends[key]}},
+        "intervals": {**{name: ends[name] for name in METRICS},
+                      "norm_test": {name: ends[key] for name, key in tests.items()}},
         "notes": {name: row["note"] for name, row in rows.items() if row["note"]},
         "settings": preset.fields(),
     }

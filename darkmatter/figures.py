@@ -21,6 +21,7 @@ COLOURS = {
     "blue": ("1,101,162", "92,155,250"), "orange": ("175,65,38", "251,138,63"), "green": ("3,154,104", "59,216,153"),
     "purple": ("127,40,195", "219,138,210"), "amber": ("166,129,0", "254,221,76"), "grey": ("97,94,100", "155,156,158"),
 }
+MEANING = {"nonlinear error": "orange", "linear error": "blue", "absent features": "green"}  # the same everywhere
 WIDTH = "SAE width (latents)"
 
 
@@ -34,7 +35,7 @@ _AXIS = {"automargin": True, "showline": True, "ticks": "outside", "zeroline": F
 pio.templates["darkmatter"] = go.layout.Template(layout={
     "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font_size": 14, "hovermode": "closest",
     "colorway": [colour(name) for name in COLOURS], "margin": {"l": 64, "r": 28, "t": 36, "b": 52},
-    "xaxis": {**_AXIS, "showgrid": False}, "yaxis": _AXIS,
+    "xaxis": {**_AXIS, "showgrid": False, "ticklabeloverflow": "allow"}, "yaxis": _AXIS,
     "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "traceorder": "normal"},
 })
 pio.templates.default = "darkmatter"
@@ -118,7 +119,7 @@ def _groups(df: pd.DataFrame, group: str | None) -> Iterator[tuple[int, str, str
     """(position, label, colour's name, rows) of each group, in order of appearance."""
     for place, label in enumerate([""] if group is None else dict.fromkeys(df[group])):
         rows = df if group is None else df.loc[df[group] == label, :]
-        yield place, str(label), list(COLOURS)[place % len(COLOURS)], rows
+        yield place, str(label), MEANING.get(str(label), list(COLOURS)[place % len(COLOURS)]), rows
 
 
 def _bars(rows: pd.DataFrame, y: str) -> dict[str, Any]:
@@ -132,7 +133,8 @@ def _bars(rows: pd.DataFrame, y: str) -> dict[str, Any]:
 def _log_axis(title: str, *values: float) -> dict[str, Any]:
     """A logarithmic axis with a tick at each of the values."""
     ticks = sorted(set(values))
-    return {"title_text": title, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.6g}" for tick in ticks]}
+    text = [f"{tick:,.0f}" if tick >= 100 else f"{tick:.3g}" for tick in ticks]
+    return {"title_text": title, "type": "log", "tickvals": ticks, "ticktext": text}
 
 
 def interval_points(df: pd.DataFrame, x: str, y: str = "value", *, x_title: str, y_title: str,
@@ -162,14 +164,16 @@ def bars_by_setting(df: pd.DataFrame, x: str, y: str = "value", *, y_title: str,
 def histogram(df: pd.DataFrame, value: str, *, x_title: str, group: str | None = None, bins: int = 60,
               log_x: bool = False, log_y: bool = False) -> go.Figure:
     """The share of each group's rows in each bin of ``value``; binned here so that the page stays small."""
-    fig, log = go.Figure(), {"type": "log", "dtick": 1}
-    edges = (np.geomspace if log_x else np.linspace)(df[value].min(), df[value].max(), bins + 1)
+    fig, (low, high) = go.Figure(), np.quantile(df[value], [0, 1]).tolist()
+    edges = (np.geomspace if log_x else np.linspace)(low, high, bins + 1)
     for _, label, name, rows in _groups(df, group):
         share = np.histogram(rows[value], edges)[0] / max(1, len(rows))
         fig.add_scatter(x=edges, y=[*share, share[-1]], name=label, mode="lines", line_shape="hv", line_width=1.5,
                         line_color=colour(name), fill="tozeroy", fillcolor=colour(name, 0.25))
-    fig.update_xaxes(title_text=x_title, exponentformat="power", **(log if log_x else {}))
-    fig.update_yaxes(title_text="share", tickformat="~%", **(log if log_y else {}))
+    digits = (1, 2, 5) if low > 0 and high < 1000 * low else (1,)
+    ticks = (digit * 10.0**power for power in range(-9, 12) for digit in digits)
+    fig.update_xaxes(_log_axis(x_title, *(t for t in ticks if low <= t <= high)) if log_x else {"title_text": x_title})
+    fig.update_yaxes(title_text="share", tickformat="~%", **({"type": "log", "dtick": 1} if log_y else {}))
     return fig.update_layout(showlegend=group is not None)
 
 
@@ -180,11 +184,12 @@ def bands(points: pd.DataFrame, curve: pd.DataFrame, asymptote: float, floor: fl
     past the last SAE). ``asymptote``: the fit's constant; ``floor``: the mean FVU_nonlinear.
     """
     fig, wide, fit = go.Figure(), curve["width"], curve["fit"]
-    for label, name, top, end, y in (
-        ("nonlinear error", "orange", 0 * fit + floor, -1, floor / 2),
-        ("linear error", "blue", 0 * fit + asymptote, -1, (floor + asymptote) / 2),
-        ("absent features", "green", fit, 0, asymptote + (fit.iloc[0] - asymptote) / 6),
+    for label, top, end, y in (
+        ("nonlinear error", 0 * fit + floor, -1, floor / 2),
+        ("linear error", 0 * fit + asymptote, -1, (floor + asymptote) / 2),
+        ("absent features", fit, 0, asymptote + (fit.iloc[0] - asymptote) / 6),
     ):
+        name = MEANING[label]
         fig.add_scatter(x=wide, y=top, mode="lines", name=label, line_width=1.5, line_color=colour(name),
                         fill="tonexty" if fig.data else "tozeroy", fillcolor=colour(name, 0.3), showlegend=False)
         fig.add_annotation(x=np.log10(wide.iloc[end]), y=y, text=label, showarrow=False,

@@ -107,7 +107,7 @@ def _opened(preset: Preset, opener: Callable[..., Any], **options: Any) -> Any:
     name = directory(preset)
     try:
         return opener(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the loaders raise many kinds, safetensors its own
         reason = " ".join(str(error).split())[:300]
         raise DarkmatterError(f"The model '{preset.model}' cannot be opened; give 'smollm2', a model directory, or "
                               f"a hub id with access to the hub. The loader said: {reason}") from error

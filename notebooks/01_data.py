@@ -42,6 +42,7 @@ import importlib.util
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -595,21 +596,30 @@ figures.table(
 
 # %% tags=["hide-input"]
 recipes = [record for record in made.values() if record]
+
+
+def late_change(record: dict[str, Any]) -> float:
+    """Relative change of FVU between the last two checkpoints at the full learning rate."""
+    end = (1 - record["recipe"]["decay"]) * record["tokens"]
+    full = [row["fvu"] for row in record["curve"] if row["tokens"] <= end]
+    return full[-1] / full[-2] - 1 if len(full) > 1 else np.nan
+
+
 words = "These SAEs come without a record of how they were trained."
 if recipes:
     distinct, seen = recipes[0]["distinct_tokens"], recipes[0]["tokens"]
     streams = {record["stream"] for record in recipes}
     here = train and cache.key(text=train.digest, model=p.model, dtype=p.dtype, site=p.site, first=activations.TRAIN_FIRST)
     same = "is the text counted above" if streams == {here} else "is **not** the text counted above (other settings)"
-    gained = [1 - record["curve"][-1]["fvu"] / record["curve"][-2]["fvu"] for record in recipes
-              if len(record["curve"]) > 1]
+    late = {name: late_change(record) for name, record in made.items() if record}
+    least, most = max(late, key=lambda name: late[name]), min(late, key=lambda name: late[name])
     words = f"""
     Each was trained on {seen:,} tokens, {distinct:,} of them distinct: {seen / distinct:.1f} epochs. By its records, that
     text {same}. For comparison, the paper's SAEs are of a different make: it opens published ones, and those it
-    trains itself, on the parts of the error, saw about 100 million tokens. The last stretch between two checkpoints
-    changed FVU by {-max(gained, default=0):+.1%} to {-min(gained, default=0):+.1%} of its
-    value{"; more training would help" if min(gained, default=0) > 0.01 else ""}. The interval of an FVU says how it
-    would change with other text. It does not say how it would change with another training seed.
+    trains itself, on the parts of the error, saw about 100 million tokens. Are these trained out?
+    Between the last two checkpoints before the learning rate was lowered, FVU changed by {late[least]:+.1%} ({least})
+    to {late[most]:+.1%} ({most}) of its value{": not all of them are" if late[most] < -0.01 else ": about so"}. The
+    interval of an FVU says how it would change with other text, and not how with another training seed.
     """
 figures.prose(words)
 

@@ -81,7 +81,8 @@ def check(result: dict[str, Any]) -> None:
     assert set(result) == {*METRICS, "norm_test", "n_fit", "n_eval", "intervals", "notes", "settings", "provenance"}
     assert list(result["norm_test"]) == VECTORS
     ends = result["intervals"]
-    assert set(ends) == {*METRICS, "norm_test"} - {"dead_share"} and list(ends["norm_test"]) == VECTORS
+    assert set(ends) == {*METRICS, "norm_test"} and list(ends["norm_test"]) == VECTORS
+    assert ends["dead_share"] is None, "a count has no interval"
     pairs = [(result[name], ends[name]) for name in METRICS if name != "dead_share"]
     pairs += [(result["norm_test"][name], ends["norm_test"][name]) for name in VECTORS]
     for value, (low, high) in pairs:
@@ -107,8 +108,8 @@ def test_what_is_undefined_is_null_with_its_reason(tiny_world: None, capsys: pyt
     assert result["fvu"] == 0
     undefined = ("r2_vector", "r2_vector_weighted", "r2_norm")
     for name in undefined:
-        assert result[name] is None and name not in result["intervals"] and "no variance" in result["notes"][name]
-    assert result["norm_test"]["error"] is None and "error" not in result["intervals"]["norm_test"]
+        assert result[name] is None and result["intervals"][name] is None and "no variance" in result["notes"][name]
+    assert result["norm_test"]["error"] is None and result["intervals"]["norm_test"]["error"] is None
     assert result["norm_test"]["x"] is not None
     json.dumps(result, allow_nan=False)
     assert "R² of the squared error norm – –" in " ".join(cli.table(result).split())

@@ -51,7 +51,6 @@
     layout.autosize = true;
     layout.uirevision = "kept"; // a change of theme keeps the reader's zoom
     delete layout.width;
-    if (narrow) layout.margin = { ...layout.margin, r: 8 };
     await Plotly.react(plot, data, layout, {
       displaylogo: false, responsive: false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
