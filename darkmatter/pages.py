@@ -68,7 +68,7 @@ def _stage(executed: Mapping[str, Path], home: Path) -> Path:
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(home / name, staged)
     if (home / "book").exists():
-        shutil.copytree(home / "book", staged / "book")
+        shutil.copytree(home / "book", staged / "book", ignore=shutil.ignore_patterns("__pycache__"))
     for name, path in executed.items():
         current = pairs.read(home / "notebooks" / f"{name}.py")
         merged = merge(current, nbformat.read(path, as_version=4))
