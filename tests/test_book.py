@@ -155,7 +155,7 @@ if not sign.exists():
 from pathlib import Path
 from darkmatter import book
 book.build("smoke", ["01_one", "02_two"], home=Path({str(home)!r}))"""
-    runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, preexec_fn=listen)  # noqa: PLW1509
     wait_for(lambda: sign.exists() and sign.read_text() != "")
     runner.send_signal(how)
     assert runner.wait(60) != 0
@@ -165,6 +165,11 @@ book.build("smoke", ["01_one", "02_two"], home=Path({str(home)!r}))"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     assert done(home) == ["01_one", "02_two"]
     assert log.read_text() == "one\n"
+
+
+def listen() -> None:
+    """Undo what a shell does to background jobs, which ignore Ctrl-C, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(condition: object, patience: float = 240) -> None:
