@@ -159,9 +159,9 @@ A constant prediction has $R^2$ = 0; below 0 the prediction is worse than the me
 # %% [markdown]
 # ## Agreement with the paper
 #
-# The abstract's claim: **more than 90%** of the variance of the squared norm can be predicted linearly. The paper's
-# text gives .70 to .95 for middle layers, by a third party's notes. A first version gave .86 to .95 for Gemma 2 9B,
-# layer 20; that range is recalled and unverified.
+# The abstract's claim: **more than 90%** of the variance of the squared norm can be predicted linearly. Two further
+# ranges are unverified: third-party notes on the paper give .7 to .95 for middle layers, and a first version is recalled
+# to have given .86 to .95 for Gemma 2 9B, layer 20.
 
 # %%
 claimed = (0.90, 1.0)
