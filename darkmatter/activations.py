@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -40,30 +43,49 @@ class Activations:
 
 def evaluation(preset: Preset, loaded: model.LoadedModel | None = None) -> Activations:
     """The evaluation text at the preset's site, positions as the preset keeps them."""
+    return evaluations(preset, [preset.site], loaded)[preset.site]
+
+
+def evaluations(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | None = None
+                ) -> dict[str, Activations]:
+    """The evaluation text at several sites: one forward pass for all that are not on disk yet."""
     tokenizer = loaded.tokenizer if loaded else model.load_tokenizer(preset)
-    return _open(preset, loaded, tokenizer, corpus.evaluation(preset, tokenizer), preset.first_kept)
+    return _open(preset, sites, loaded, tokenizer, corpus.evaluation(preset, tokenizer), preset.first_kept)
 
 
 def training(preset: Preset, loaded: model.LoadedModel | None = None) -> Activations:
     """The training text at the preset's site: contexts in shuffled order, positions from 16 on."""
+    return trainings(preset, [preset.site], loaded)[preset.site]
+
+
+def trainings(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | None = None
+              ) -> dict[str, Activations]:
+    """The training text at several sites: one forward pass for all that are not on disk yet."""
     tokenizer = loaded.tokenizer if loaded else model.load_tokenizer(preset)
     contexts = -(-preset.training.distinct_tokens // (preset.context_length - 1 - TRAIN_FIRST))
-    return _open(preset, loaded, tokenizer, corpus.training(preset, tokenizer, contexts), TRAIN_FIRST)
+    return _open(preset, sites, loaded, tokenizer, corpus.training(preset, tokenizer, contexts), TRAIN_FIRST)
 
 
-def _open(preset: Preset, loaded: model.LoadedModel | None, tokenizer: object, text: corpus.Corpus,
-          first: int) -> Activations:
-    """Read the file, or make it; an interrupted call goes on where it was."""
-    key = cache.key(text=text.digest, model=preset.model, dtype=preset.dtype, site=preset.site, first=first)
-    folder = cache.root() / "activations" / key
+def _open(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | None, tokenizer: object,
+          text: corpus.Corpus, first: int) -> dict[str, Activations]:
+    """Read the files, or make them; an interrupted call goes on where it was."""
+    keys = {site: cache.key(text=text.digest, model=preset.model, dtype=preset.dtype, site=site, first=first)
+            for site in sites}
+    folders = {site: cache.root() / "activations" / key for site, key in keys.items()}
     keep = model.kept(tokenizer, text.tokens, first)
-    with cache.lock(key):
-        if not _whole(folder):
-            _write(folder, preset, loaded or model.load(preset), text.tokens, keep)
+    with ExitStack() as locks:
+        for key in sorted(set(keys.values())):  # in one order, so that two runs cannot wait for each other
+            locks.enter_context(cache.lock(key))
+        if missing := {site: folder for site, folder in folders.items() if not _whole(folder)}:
+            _write(missing, preset, loaded or model.load(preset), text.tokens, keep)
+    context, position = (where.astype(np.int32) for where in np.nonzero(keep))
+    return {site: Activations(_rows(folders[site]), context, position, text, keys[site]) for site in sites}
+
+
+def _rows(folder: Path) -> torch.Tensor:
     shape = json.loads((folder / "done.json").read_text())["shape"]
     rows = np.memmap(folder / "x.bf16", np.uint16, "c", shape=tuple(shape))  # 'c': torch wants it writable
-    context, position = (where.astype(np.int32) for where in np.nonzero(keep))
-    return Activations(torch.from_numpy(rows).view(torch.bfloat16), context, position, text, key)
+    return torch.from_numpy(rows).view(torch.bfloat16)
 
 
 def _whole(folder: Path) -> bool:
@@ -71,29 +93,50 @@ def _whole(folder: Path) -> bool:
     return (folder / "sha256.json").exists() and cache.intact(folder)
 
 
-def _write(folder: Path, preset: Preset, loaded: model.LoadedModel, tokens: np.ndarray, keep: np.ndarray) -> None:
-    with cache.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        progress = folder / "progress.json"
-        at = json.loads(progress.read_text()) if progress.exists() else {"context": 0, "rows": 0, "width": 0}
-        meter = _Meter(len(tokens), tokens.shape[1], at["context"])
-        with (folder / "x.bf16").open("r+b" if at["rows"] else "wb") as file:
-            file.truncate(at["rows"] * at["width"] * 2)
-            file.seek(0, 2)
-            for start in range(at["context"], len(tokens), BLOCK):
-                end = min(start + BLOCK, len(tokens))
-                for one in range(start, end, preset.batch_contexts):
-                    some = slice(one, min(one + preset.batch_contexts, end))
-                    x = model.capture(loaded, tokens[some], [preset.site])[preset.site]
-                    rows = x[torch.from_numpy(keep[some])].to(torch.bfloat16).contiguous()
-                    file.write(rows.view(torch.uint16).cpu().numpy().tobytes())
-                file.flush()
-                at = {"context": end, "rows": int(keep[:end].sum()), "width": x.shape[-1]}
-                with cache.atomic(progress) as temporary:
-                    temporary.write_text(json.dumps(at))
-                meter(end)
-    (folder / "done.json").write_text(json.dumps({"shape": [at["rows"], at["width"]]}))
-    cache.seal(folder)
+def _write(folders: Mapping[str, Path], preset: Preset, loaded: model.LoadedModel, tokens: np.ndarray,
+           keep: np.ndarray) -> None:
+    """One forward pass over the text; the files grow together, from the last block that all of them have."""
+    with ExitStack() as opened:
+        for folder in folders.values():
+            opened.enter_context(cache.writing(folder))
+            folder.mkdir(parents=True, exist_ok=True)
+        begin = min(_done(folder)["context"] for folder in folders.values())
+        files = {site: opened.enter_context(_reopened(folder, int(keep[:begin].sum())))
+                 for site, folder in folders.items()}
+        meter = _Meter(len(tokens), tokens.shape[1], begin)
+        for start in range(begin, len(tokens), BLOCK):
+            end = min(start + BLOCK, len(tokens))
+            for one in range(start, end, preset.batch_contexts):
+                some = slice(one, min(one + preset.batch_contexts, end))
+                wanted = torch.from_numpy(keep[some])
+                for site, x in model.capture(loaded, tokens[some], list(folders)).items():
+                    rows = x[wanted].to(torch.bfloat16).contiguous()
+                    files[site].write(rows.view(torch.uint16).cpu().numpy().tobytes())
+            for site, folder in folders.items():
+                files[site].flush()
+                with cache.atomic(folder / "progress.json") as temporary:
+                    temporary.write_text(json.dumps({"context": end, "width": _width(files[site], keep[:end])}))
+            meter(end)
+    for folder in folders.values():
+        (folder / "done.json").write_text(json.dumps({"shape": [int(keep.sum()), _done(folder)["width"]]}))
+        cache.seal(folder)
+
+
+def _done(folder: Path) -> dict[str, int]:
+    progress = folder / "progress.json"
+    return json.loads(progress.read_text()) if progress.exists() else {"context": 0, "width": 0}
+
+
+def _reopened(folder: Path, rows: int) -> BinaryIO:
+    """The file, cut to its first ``rows`` rows, at its end."""
+    file = (folder / "x.bf16").open("r+b" if rows else "wb")
+    file.truncate(rows * _done(folder)["width"] * 2)
+    file.seek(0, 2)
+    return file
+
+
+def _width(file: BinaryIO, keep: np.ndarray) -> int:
+    return file.tell() // max(1, int(keep.sum())) // 2
 
 
 class _Meter:

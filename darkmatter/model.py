@@ -160,7 +160,10 @@ def capture(model: LoadedModel, tokens: np.ndarray, sites: Sequence[str]) -> dic
     """Activations at ``sites`` for ``tokens`` [context, position]: {site: [context, position, d]}, the model's dtype.
 
     One forward pass that stops after the last of the layers. An attention site's heads are joined: d = head · d_head.
+    Raises DarkmatterError when the model has no such site.
     """
+    for site in sites:
+        check_site(model, site)
     found: dict[str, torch.Tensor] = {}
 
     def reader(site: str) -> Callable[..., None]:

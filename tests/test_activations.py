@@ -16,6 +16,7 @@ from tests import tiny
 
 CONTEXTS, LENGTH, D, SPECIAL = 40, 64, 8, 0
 PRESET = tiny.preset(contexts=CONTEXTS, context_length=LENGTH, batch_contexts=3)
+SITES = ["blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"]
 
 
 class Cut(BaseException):
@@ -130,3 +131,28 @@ def test_a_damaged_file_is_made_again(captured: list[int]) -> None:
     file.write_bytes(content)
     with pytest.warns(UserWarning, match="is damaged; it was removed and is made again"):
         assert torch.equal(evaluation().x, first)
+
+
+def test_several_sites_from_one_forward_pass(text: corpus.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of several sites, of different widths, equal those made one site at a time; one of them cut off or not."""
+    passes: list[list[str]] = []
+
+    def capture(loaded: object, tokens: np.ndarray, sites: list[str]) -> dict[str, torch.Tensor]:
+        passes.append(list(sites))
+        if len(passes) == 5:
+            raise Cut
+        return {site: activation(tokens)[..., :4 + i] * (1 + i) for i, site in enumerate(SITES) if site in sites}
+
+    monkeypatch.setattr(model, "capture", capture)
+    loaded: Any = SimpleNamespace(tokenizer=SimpleNamespace(all_special_ids=[SPECIAL]))
+    with pytest.raises(Cut):
+        activations.evaluations(PRESET, SITES[:1], loaded)
+    found = activations.evaluations(PRESET, SITES, loaded)
+    assert all(sites == SITES for sites in passes[5:])
+    keep = text.tokens[:, PRESET.kept.start:-1] != SPECIAL
+    for i, site in enumerate(SITES):
+        expected = activation(text.tokens)[:, PRESET.kept.start:-1][torch.from_numpy(keep)][:, :4 + i] * (1 + i)
+        torch.testing.assert_close(found[site].x, expected.bfloat16())
+    before = len(passes)
+    assert torch.equal(activations.evaluations(PRESET, SITES[1:], loaded)[SITES[1]].x, found[SITES[1]].x)
+    assert len(passes) == before
