@@ -18,6 +18,7 @@ from . import preset as presets
 from .errors import DarkmatterError
 
 Arguments = argparse.Namespace
+PARTS = ("ladder", "elsewhere")  # of the SAEs that a preset has trained
 VECTORS = ("x", "sae", "error", "linear", "nonlinear")
 
 
@@ -59,8 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command(_presets)
     command(_plan, "smollm2")
-    command(_train, "smollm2")
-    command(_ship, "smollm2")
+    for each in (_train, _ship):
+        command(each, "smollm2").add_argument("--part", choices=PARTS, action="append",
+                                              help="only this part; give it again for more (default: all)")
     command(_survey, "smollm2").add_argument("--json", type=Path, help="also write the rows to this file")
     _decompose_options(command(_decompose))
     export = command(_export, "smollm2")
@@ -103,9 +105,15 @@ def _plan(arguments: Arguments) -> None:
 
 def _train(arguments: Arguments) -> None:
     """Train the preset's SAEs, going on from checkpoints."""
+    _trained(arguments)
+
+
+def _trained(arguments: Arguments) -> dict[str, Path]:
     from . import training
 
-    training.run(presets.load(arguments.preset))
+    preset = presets.load(arguments.preset)
+    parts = dict(zip(PARTS, (training.run, training.elsewhere), strict=True))
+    return {name: folder for part in arguments.part or PARTS for name, folder in parts[part](preset).items()}
 
 
 def _survey(arguments: Arguments) -> None:
@@ -131,9 +139,9 @@ def _decompose(arguments: Arguments) -> None:
 
 def _ship(arguments: Arguments) -> None:
     """Train what is missing and pack the preset's SAEs into artifacts/, 8 bits a weight."""
-    from . import saes, training
+    from . import saes
 
-    for name, folder in training.run(presets.load(arguments.preset)).items():
+    for name, folder in _trained(arguments).items():
         saes.ship(folder, saes.ARTIFACTS / f"{name}.safetensors")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,15 @@ class Activations:
     text: corpus.Corpus
     key: str
     """Changes with the text, the model, its dtype, the site and the positions kept."""
+    mapped: np.memmap | None = None
+    """The file behind x."""
+
+    def read(self, rows: slice) -> torch.Tensor:
+        """float32 [rows, d_in] in memory of its own; pages of the file do not pile up in this process."""
+        x = self.x[rows].float()
+        if self.mapped is not None:
+            self.mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        return x
 
     @property
     def starts(self) -> np.ndarray:
@@ -42,7 +52,10 @@ class Activations:
 
 
 def evaluation(preset: Preset, loaded: model.LoadedModel | None = None) -> Activations:
-    """The evaluation text at the preset's site, positions as the preset keeps them."""
+    """The evaluation text at the preset's site, positions as the preset keeps them.
+
+    Where that takes a forward pass, it reads the preset's other sites too.
+    """
     return evaluations(preset, [preset.site], loaded)[preset.site]
 
 
@@ -50,7 +63,8 @@ def evaluations(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel 
                 ) -> dict[str, Activations]:
     """The evaluation text at several sites: one forward pass for all that are not on disk yet."""
     tokenizer = loaded.tokenizer if loaded else model.load_tokenizer(preset)
-    return _open(preset, sites, loaded, tokenizer, corpus.evaluation(preset, tokenizer), preset.first_kept)
+    text, also = corpus.evaluation(preset, tokenizer), list(preset.elsewhere)
+    return _open(preset, sites, loaded, tokenizer, text, preset.first_kept, also)
 
 
 def training(preset: Preset, loaded: model.LoadedModel | None = None) -> Activations:
@@ -67,25 +81,27 @@ def trainings(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | 
 
 
 def _open(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | None, tokenizer: object,
-          text: corpus.Corpus, first: int) -> dict[str, Activations]:
-    """Read the files, or make them; an interrupted call goes on where it was."""
+          text: corpus.Corpus, first: int, also: Sequence[str] = ()) -> dict[str, Activations]:
+    """Read the files, or make them, and then those of ``also`` too; an interrupted call goes on where it was."""
     keys = {site: cache.key(text=text.digest, model=preset.model, dtype=preset.dtype, site=site, first=first)
-            for site in sites}
+            for site in dict.fromkeys([*sites, *also])}
     folders = {site: cache.root() / "activations" / key for site, key in keys.items()}
     keep = model.kept(tokenizer, text.tokens, first)
     with ExitStack() as locks:
         for key in sorted(set(keys.values())):  # in one order, so that two runs cannot wait for each other
             locks.enter_context(cache.lock(key))
-        if missing := {site: folder for site, folder in folders.items() if not _whole(folder)}:
+        if not all(_whole(folders[site]) for site in sites):
+            missing = {site: folder for site, folder in folders.items() if not _whole(folder)}
             _write(missing, preset, loaded or model.load(preset), text.tokens, keep)
     context, position = (where.astype(np.int32) for where in np.nonzero(keep))
-    return {site: Activations(_rows(folders[site]), context, position, text, keys[site]) for site in sites}
+    files = {site: _rows(folders[site]) for site in sites}
+    return {site: Activations(torch.from_numpy(file).view(torch.bfloat16), context, position, text, keys[site], file)
+            for site, file in files.items()}
 
 
-def _rows(folder: Path) -> torch.Tensor:
+def _rows(folder: Path) -> np.memmap:
     shape = json.loads((folder / "done.json").read_text())["shape"]
-    rows = np.memmap(folder / "x.bf16", np.uint16, "c", shape=tuple(shape))  # 'c': torch wants it writable
-    return torch.from_numpy(rows).view(torch.bfloat16)
+    return np.memmap(folder / "x.bf16", np.uint16, "c", shape=tuple(shape))  # 'c': torch wants it writable
 
 
 def _whole(folder: Path) -> bool:

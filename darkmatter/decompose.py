@@ -29,7 +29,7 @@ def settings(model: str, site: str, sae: str, corpus: str, contexts: int | None 
     if "/" in model and not Path(model).expanduser().is_dir() and model.count("/") > 1:
         raise DarkmatterError(f"There is no model directory {model}; give one, a preset's name, or a hub id.")
     return presets.load(base.name, name="decompose", site=site, saes=(sae,), default_sae=sae, corpus=text,
-                        contexts=contexts, context_length=context_length, **own)
+                        contexts=contexts, context_length=context_length, elsewhere={}, on_error={}, **own)
 
 
 def records_of(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,11 @@ class Training:
     """How the SAEs of the ladder are trained: one recipe for all of them, on one shared activation stream."""
 
     grid: tuple[tuple[Positive, Positive], ...] = ()
-    """(width, L0) of each SAE that ``train`` makes."""
+    """(width, L0) of each SAE that ``train`` makes at the preset's site."""
+    elsewhere: tuple[Positive, Positive] = (4096, 32)
+    """(width, L0) of the SAEs at other sites."""
+    on_error: tuple[Positive, Positive] = (2048, 32)
+    """(width, L0) of the SAEs trained on parts of the error."""
     tokens: Positive = 4_000_000
     """Training tokens each SAE sees, repeats included."""
     distinct_tokens: Positive = 2_000_000
@@ -75,6 +80,10 @@ class Preset:
     """SAEs surveyed: 'release:sae_id', a directory, 'artifact:NAME' (shipped here) or 'train:WIDTHxL0'."""
     default_sae: str = ""
     """The one of ``saes`` used where a chapter needs one; left out: the first."""
+    elsewhere: dict[Text, Text] = field(default_factory=dict)
+    """SAEs at other sites of the model, {site: SAE}: for the chapters on other components and on depth."""
+    on_error: dict[Literal["linear", "nonlinear"], Text] = field(default_factory=dict)
+    """SAEs trained on LinearError and on NonlinearError of ``default_sae``, {part: SAE}."""
     fit_share: Share = 0.61
     """Share of the tokens the regressions are fitted on; the rest scores them (the paper: 150k of 247k)."""
     bootstrap: Annotated[int, Field(ge=20)] = 1000
@@ -108,6 +117,11 @@ class Preset:
     def kept(self) -> range:
         """Kept positions: ``first_kept`` to the last but one (the last has no next token, so no loss)."""
         return range(self.first_kept, self.context_length - 1)
+
+    def at(self, site: str) -> Preset:
+        """The same at one of the sites of ``elsewhere``, with its SAE alone."""
+        return dataclasses.replace(self, site=site, saes=(self.elsewhere[site],), default_sae="", elsewhere={},
+                                   on_error={})
 
     def fields(self) -> dict[str, Any]:
         """Every field as plain values, nested ones too: what a run is keyed by."""

@@ -48,21 +48,30 @@ class LoadedSAE:
         return getattr(self.sae.cfg, "k", None)
 
     @torch.no_grad()
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and their activations, index and value [n, ·], of x [n, d_in] float32; a value of 0 is inactive."""
+        if _plain_topk(self.sae):
+            return top(self.sae, x)
+        latents = self.sae.encode(x)
+        most = int((latents != 0).sum(1).max())
+        index = latents.abs().topk(most, dim=1).indices
+        return index, latents.gather(1, index)
+
+    @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sae(x) [n, d_in], L0 [n] and which latents fired [d_sae], for x [n, d_in]."""
         x = x.float()
-        if _plain_topk(self.sae):
-            index, value = codes(self.sae, x)
-            active = value > 0
-            fired = torch.zeros(self.width, dtype=torch.bool, device=x.device)
-            fired[index[active]] = True
-            return weighted_rows(index, self.sae.W_dec, value) + self.sae.b_dec, active.sum(1), fired
-        latents = self.sae.encode(x)
-        return self.sae.decode(latents), (latents != 0).sum(1), (latents != 0).any(0)
+        if not _plain_topk(self.sae):
+            latents = self.sae.encode(x)
+            return self.sae.decode(latents), (latents != 0).sum(1), (latents != 0).any(0)
+        index, value = self.encode(x)
+        fired = torch.zeros(self.width, dtype=torch.bool, device=x.device)
+        fired[index[value > 0]] = True
+        return weighted_rows(index, self.sae.W_dec, value) + self.sae.b_dec, (value > 0).sum(1), fired
 
 
 @torch.no_grad()
-def codes(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
+def top(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Chosen latents and their values, index and value [n, k], of a plain TopK SAE for x [n, d_in]."""
     before = torch.addmm(sae.b_enc, x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x, sae.W_enc)
     value, index = before.topk(sae.cfg.k, dim=-1, sorted=False)
@@ -91,7 +100,7 @@ def load(ref: str, preset: Preset) -> LoadedSAE:
     sae, record, name = opened
     sae = sae.to(torch.float32).eval()  # not .float(): sae-lens would go on rounding x to the old type
     if type(sae) is TopKSAE and sae.cfg.rescale_acts_by_decoder_norm:
-        sae.fold_W_dec_norm()  # the same function, in the form that ``codes`` reads
+        sae.fold_W_dec_norm()  # the same function, in the form that ``top`` reads
         sae.cfg.rescale_acts_by_decoder_norm = False
     for weight, values in sae.state_dict().items():
         if not values.isfinite().all():

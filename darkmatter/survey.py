@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import activations, cache, model, saes
+from . import activations, cache, codes, model, saes
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
@@ -195,6 +195,7 @@ class _Sweep:
         self._cached: dict[str, dict[str, Tensor]] = {}
         for each in opened:
             each.sae.to(self.device)
+        self.codes = {each.name: codes.of(each, acts) for each in opened}
 
     def run(self) -> _Sweep:
         maps = self._pass_one()
@@ -209,8 +210,14 @@ class _Sweep:
         while begin < len(starts) - 1:
             end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + ROWS, side="right")) - 1)
             rows = slice(int(starts[begin]), int(starts[end]))
-            yield rows, self.acts.x[rows].to(self.device).float()
+            yield rows, self.acts.read(rows).to(self.device)
             begin = end
+
+    def _through(self, each: LoadedSAE, rows: slice, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sae(x), L0 and which latents fired: decoded from the stored codes where that is the same."""
+        if stored := self.codes[each.name]:
+            return stored.decode(each, rows), stored.l0(rows), stored.fired(each.width, rows)
+        return each(x)
 
     def _pass_one(self) -> dict[str, LinearMap]:
         """b* of every SAE (section 3)."""
@@ -218,8 +225,8 @@ class _Sweep:
         for rows, x in self._batches():
             fit = self.fit[rows].to(self.device)
             if fit.any():
-                chosen = x[fit]
-                moments.update(chosen, ((each.name, chosen - each(chosen)[0]) for each in self.opened))
+                moments.update(x[fit], ((each.name, (x - self._through(each, rows, x)[0])[fit])
+                                        for each in self.opened))
         return solve(moments, self.intercept)
 
     def _pass_two(self, maps: dict[str, LinearMap]) -> dict[str, LinearMap]:
@@ -233,13 +240,14 @@ class _Sweep:
                 self.of_x.add_x(ids, x[scored])
             of_x, norms = squared_norm(x), {}
             for each in self.opened:
-                sae_x, l0, fired = each(x)
+                sae_x, l0, fired = self._through(each, rows, x)
                 error = x - sae_x
                 linear = own[each.name](x)
                 residual = error - linear
                 if scored.any():
                     self.of_error[each.name].add_error(ids, error[scored], residual[scored])
-                    self.l0[each.name].add_error(ids, l0[scored].double(), l0[scored].double())
+                    active = l0.to(self.device)[scored].double()
+                    self.l0[each.name].add_error(ids, active, active)
                 self.fired[each.name] |= fired.cpu()
                 norms[each.name] = torch.stack([of_x, *map(squared_norm, (sae_x, error, linear, residual))], 1)
                 self.tokens[each.name][rows, :5] = norms[each.name].cpu()

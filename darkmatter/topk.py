@@ -32,6 +32,11 @@ def weighted_rows(index: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     return F.embedding_bag(index, rows, per_sample_weights=weight, mode="sum")
 
 
+def weighted_sums(index: Tensor, rows: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
+    """``weighted_rows`` for bags of any size: bag i is index[starts[i]:starts[i + 1]], all flat."""
+    return F.embedding_bag(index, rows, starts, per_sample_weights=weight, mode="sum")
+
+
 class _Gather:
     """Sums over the tokens that chose each latent: the transpose of ``weighted_rows``, sorted once, used twice."""
 
@@ -43,8 +48,7 @@ class _Gather:
 
     def __call__(self, weight: Tensor, rows: Tensor) -> Tensor:
         """Σ over (i, j) with index[i, j] = m of weight[i, j] · rows[i]: [latents, d]."""
-        return F.embedding_bag(self.token, rows, self.offsets, mode="sum",
-                               per_sample_weights=weight.flatten()[self.order])
+        return weighted_sums(self.token, rows, weight.flatten()[self.order], self.offsets)
 
 
 class _SparseAutoencoder(torch.autograd.Function):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -42,11 +43,21 @@ def run(preset: Preset, only: tuple[int, int] | None = None) -> dict[str, Path]:
     return {name(preset, *pair): _train(preset, x, stream_key, *pair) for pair in chosen}
 
 
+def elsewhere(preset: Preset) -> dict[str, Path]:
+    """Train the SAEs at the preset's other sites that are not trained yet, on text read in one forward pass."""
+    activations.trainings(preset, list(preset.elsewhere))
+    found: dict[str, Path] = {}
+    for site in preset.elsewhere:
+        found |= run(preset.at(site), preset.training.elsewhere)
+    return found
+
+
 def name(preset: Preset, width: int, k: int) -> str:
-    """The name an SAE ships under, such as 'smollm2-l15-w4096-k32'."""
-    layer = preset.site.split(".")[1]
+    """The name an SAE ships under, such as 'smollm2-l15-w4096-k32', or 'smollm2-l15-mlp_out-w4096-k32'."""
+    layer, kind = re.sub(r"hook_|attn\.", "", preset.site).split(".")[1:]
+    place = "" if kind == "resid_post" else f"-{kind}"
     seed = f"-s{preset.training.seed}" if preset.training.seed else ""
-    return f"{Path(preset.model).name}-l{layer}-w{width}-k{k}{seed}"  # a model's path leads out of the cache
+    return f"{Path(preset.model).name}-l{layer}{place}-w{width}-k{k}{seed}"  # a model's path leads out of the cache
 
 
 def batch_rows(recipe: Training, rows: int, step: int) -> torch.Tensor:
@@ -69,7 +80,8 @@ def _stream(x: torch.Tensor, recipe: Training, start: int) -> Iterator[torch.Ten
 
 def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int) -> Path:
     recipe = preset.training
-    key = cache.key(stream=stream, width=width, k=k, version=1, **{**asdict(recipe), "grid": None})
+    how = {field: value for field, value in asdict(recipe).items() if field not in ("grid", "elsewhere", "on_error")}
+    key = cache.key(stream=stream, width=width, k=k, version=1, grid=None, **how)
     folder = cache.root() / "saes" / f"{name(preset, width, k)}-{key}"
     with cache.lock(folder.name):
         if not (folder / "record.json").exists():

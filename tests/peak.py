@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import mmap
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from tests import tiny
 D, ROWS = 256, 250
 
 
-def written(contexts: int, path: Path) -> tuple[Activations, np.memmap]:
+def written(contexts: int, path: Path) -> Activations:
     """Activations as the package reads them: bfloat16, mapped from a file that is never whole in memory."""
     with path.open("wb") as file:
         for seed in range(contexts):
@@ -29,22 +28,11 @@ def written(contexts: int, path: Path) -> tuple[Activations, np.memmap]:
     owner = np.arange(contexts, dtype=np.int32) // 3
     names = tuple(f"plays/{i}" for i in range(owner[-1] + 1))
     text = Corpus(np.zeros((contexts, ROWS), np.int32), owner, names)
-    return Activations(torch.from_numpy(rows).view(torch.bfloat16), context, position, text, path.name), rows
+    return Activations(torch.from_numpy(rows).view(torch.bfloat16), context, position, text, path.name, rows)
 
 
-def peak_of(work: Callable[[], object], mapped: np.memmap) -> float:
-    """The most memory in MB that the process held at once during ``work``, as the kernel counts it.
-
-    Pages of the mapped file are handed back after each batch: they count, but the system could take them at any time.
-    """
-    batches = survey._Sweep._batches
-
-    def forgetful(sweep: survey._Sweep) -> Iterator[tuple[slice, torch.Tensor]]:
-        for batch in batches(sweep):
-            yield batch
-            mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-
-    survey._Sweep._batches = forgetful  # type: ignore[method-assign]
+def peak_of(work: Callable[[], object]) -> float:
+    """The most memory in MB that the process held at once during ``work``, as the kernel counts it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
     work()
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -53,11 +41,11 @@ def peak_of(work: Callable[[], object], mapped: np.memmap) -> float:
 
 def main(contexts: int, path: Path) -> None:
     torch.set_num_threads(1)
-    of, mapped = written(contexts, path)
+    of = written(contexts, path)
     each, preset = tiny.loaded("toy", tiny.topk(256, 8, D)), tiny.preset(contexts=contexts)
     activations.evaluation = lambda preset, loaded=None: of
     saes.load = lambda ref, preset: each
-    peak = peak_of(lambda: survey.run(preset), mapped)
+    peak = peak_of(lambda: survey.run(preset))
     print(json.dumps({"peak": round(peak, 1), "x": round(path.stat().st_size / 2**20, 1)}))
 
 

@@ -58,7 +58,7 @@ def test_nothing_can_run_what_a_file_says() -> None:
 
 
 BASE = ["errors", "cache", "preset"]
-MEASURING = ["corpus", "model", "topk", "activations", "training", "saes", "regression", "survey",
+MEASURING = ["corpus", "model", "topk", "activations", "training", "saes", "codes", "regression", "survey",
              "decompose", "baselines", "scaling", "plan"]
 ROOMS = [*BASE, *MEASURING, "records", "figures", "pairs", "pages", "book"]
 
