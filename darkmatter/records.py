@@ -42,6 +42,7 @@ class Run:
     preset: presets.Preset
     parameters: dict[str, Any]
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
     begun: float = field(default_factory=time.time)
 
     def add(self, name: str, value: float | None, low: float | None = None, high: float | None = None,
@@ -56,11 +57,24 @@ class Run:
             self.add(str(row["metric"]), row["value"], row.get("low"), row.get("high"), row.get("n_eval"),
                      str(row.get("unit") or ""), str(row["sae"]), str(row.get("protocol", "strict")))
 
+    def claim(self, text: str, measured: str, found: tuple[float | None, float | None, float | None],
+              agrees: tuple[float, float] | None, n: int | None = None, unit: str = "tokens", paper: str = "–") -> str:
+        """A claim of the paper, what was ``measured`` for it, and the verdict, which is returned.
+
+        ``found``: value and 95% interval. ``agrees``: the range in which it agrees; None where this run cannot tell.
+        ``paper``: the paper's own number or words. For the smoke preset the verdict is always 'cannot say'.
+        """
+        possible = agrees is not None and self.preset.name != "smoke"
+        said = verdict(found[1], found[2], *agrees) if possible else "cannot say"
+        self.claims.append({"text": text, "paper": paper, "measured": measured, "found": found, "agrees": agrees,
+                            "n": n, "unit": unit, "verdict": said})
+        return said
+
     def finish(self) -> dict[str, Any]:
         """The whole record, NaN as null; written where ``DARKMATTER_RECORD`` says, if it is set."""
         record = plain({
             "notebook": self.notebook, "preset": self.preset.name, "parameters": self.parameters,
-            "settings": self.preset.fields(), "metrics": self.metrics,
+            "settings": self.preset.fields(), "metrics": self.metrics, "claims": self.claims,
             **provenance(self.preset.device), "data_hashes": inputs(self.preset),
             "started": datetime.fromtimestamp(self.begun, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.begun, 1), "peak_memory_gib": _peak_memory(),
@@ -69,6 +83,13 @@ class Run:
             with cache.atomic(Path(target)) as temporary:
                 temporary.write_text(json.dumps(record, indent=1, allow_nan=False))
         return record
+
+
+def verdict(low: float | None, high: float | None, least: float, most: float) -> str:
+    """'agree' where the whole interval lies in [least, most], 'differ' where all lies outside, else 'cannot say'."""
+    if low is None or high is None or not low <= high:  # NaN too
+        return "cannot say"
+    return "agree" if least <= low and high <= most else "differ" if high < least or low > most else "cannot say"
 
 
 def start(notebook: str, preset: str, **parameters: Any) -> Run:

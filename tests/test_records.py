@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from darkmatter import pairs, records
+from darkmatter import preset as presets
 from darkmatter.errors import DarkmatterError
 from tests.conftest import write_notebook
 
@@ -187,3 +188,19 @@ def test_an_unknown_injected_name_is_a_mistake(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(records, "get_ipython", lambda: Shell("preset = 'smoke'", "# Parameters\nlayr = 2\n"))
     with pytest.raises(DarkmatterError, match="'layr'"):
         records.start("01_one", "smoke")
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [
+    (0.2, 0.4, "agree"), (0.0, 1.0, "agree"), (0.9, 1.1, "cannot say"), (-0.1, 1.1, "cannot say"),
+    (1.1, 1.2, "differ"), (-0.2, -0.1, "differ"), (None, None, "cannot say"), (float("nan"), 0.5, "cannot say"),
+])
+def test_the_rule_of_the_verdicts(low: float | None, high: float | None, said: str) -> None:
+    assert records.verdict(low, high, 0, 1) == said
+
+
+def test_smoke_never_says_more_than_cannot_say() -> None:
+    smoke, full = (records.Run("x", presets.load(name), {}) for name in ("smoke", "smollm2"))
+    told = [run.claim("a claim", "a number", (0.5, 0.4, 0.6), (0, 1), 10) for run in (smoke, full)]
+    assert told == ["cannot say", "agree"]
+    assert full.claim("a claim", "a number", (0.5, 0.4, 0.6), None) == "cannot say"
+    assert [claim["verdict"] for claim in full.finish()["claims"]] == ["agree", "cannot say"]
