@@ -64,8 +64,7 @@ class Run:
         ``found``: value and 95% interval. ``agrees``: the range in which it agrees; None where this run cannot tell.
         ``paper``: the paper's own number or words. For the smoke preset the verdict is always 'cannot say'.
         """
-        possible = agrees is not None and self.preset.name != "smoke"
-        said = verdict(found[1], found[2], *agrees) if possible else "cannot say"
+        said = verdict(found[1], found[2], *agrees) if agrees and self.preset.name != "smoke" else "cannot say"
         self.claims.append({"text": text, "paper": paper, "measured": measured, "found": found, "agrees": agrees,
                             "n": n, "unit": unit, "verdict": said})
         return said
