@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -76,20 +76,29 @@ def trainings(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | 
               ) -> dict[str, Activations]:
     """The training text at several sites: one forward pass for all that are not on disk yet."""
     tokenizer = loaded.tokenizer if loaded else model.load_tokenizer(preset)
+    return _open(preset, sites, loaded, tokenizer, training_text(preset, tokenizer), TRAIN_FIRST)
+
+
+def training_text(preset: Preset, tokenizer: Any) -> corpus.Corpus:
+    """As many contexts as the preset's distinct training tokens take."""
     contexts = -(-preset.training.distinct_tokens // (preset.context_length - 1 - TRAIN_FIRST))
-    return _open(preset, sites, loaded, tokenizer, corpus.training(preset, tokenizer, contexts), TRAIN_FIRST)
+    return corpus.training(preset, tokenizer, contexts)
+
+
+def key(preset: Preset, site: str, text: corpus.Corpus, first: int) -> str:
+    """What the activations of a site on a text, from a first position on, are known by."""
+    return cache.key(text=text.digest, model=preset.model, dtype=preset.dtype, site=site, first=first)
 
 
 def _open(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | None, tokenizer: object,
           text: corpus.Corpus, first: int, also: Sequence[str] = ()) -> dict[str, Activations]:
     """Read the files, or make them, and then those of ``also`` too; an interrupted call goes on where it was."""
-    keys = {site: cache.key(text=text.digest, model=preset.model, dtype=preset.dtype, site=site, first=first)
-            for site in dict.fromkeys([*sites, *also])}
+    keys = {site: key(preset, site, text, first) for site in dict.fromkeys([*sites, *also])}
     folders = {site: cache.root() / "activations" / key for site, key in keys.items()}
     keep = model.kept(tokenizer, text.tokens, first)
     with ExitStack() as locks:
-        for key in sorted(set(keys.values())):  # in one order, so that two runs cannot wait for each other
-            locks.enter_context(cache.lock(key))
+        for name in sorted(keys.values()):  # in one order, so that two runs cannot wait for each other
+            locks.enter_context(cache.lock(name))
         if not all(_whole(folders[site]) for site in sites):
             missing = {site: folder for site, folder in folders.items() if not _whole(folder)}
             _write(missing, preset, loaded or model.load(preset), text.tokens, keep)

@@ -24,6 +24,7 @@ from . import cache
 from .errors import DarkmatterError
 from .preset import Preset
 
+HELD_OUT = 300  # contexts of the built-in mix that are measured on and never trained on
 MAX_CONTEXTS_A_SOURCE = 3  # of the evaluation text: many sources, so that intervals over sources mean something
 
 
@@ -95,6 +96,10 @@ def _cached(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Corpus:
 
 
 def _build(preset: Preset, tokenizer: Any, side: str, contexts: int) -> dict[str, np.ndarray]:
+    if preset.corpus == "mix" and (preset.contexts > HELD_OUT or preset.context_length > 1024):
+        raise DarkmatterError(
+            f"The built-in text sets {HELD_OUT} contexts of 1,024 tokens apart to measure on; SAEs were trained on the "
+            f"rest: {preset.contexts} contexts of {preset.context_length} are too much. Ask for less, or give a file.")
     rows, source, names = [], [], []
     pick = _from_mix if preset.corpus == "mix" else _from_file
     for name, windows in pick(preset, tokenizer, side, contexts):
@@ -113,7 +118,7 @@ def _from_mix(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Itera
     """Sources of each domain in an order fixed by their names' hashes: the first fill the evaluation text, and
     training takes the others."""
     shares = {name: domain.share for name, domain in MIX.items()}
-    held_out = _quotas(shares, max(preset.contexts, 300))  # the same for every preset: no SAE sees evaluation text
+    held_out = _quotas(shares, HELD_OUT)  # the same for every preset: no SAE sees evaluation text
     for name, room in _quotas(shares, contexts).items():
         taken = 0
         most = max(20, -(-room // 16))  # training text: from at least 16 sources where they are long enough
@@ -342,10 +347,19 @@ def _decoded(path: Path) -> str:
 def _unpacked(raw: bytes, path: Path) -> bytes:
     import zstandard
 
+    text, reason = b"", "it ends too early"
     try:
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True).read()
+        while raw:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            text += frame.decompress(raw)
+            if not frame.eof:
+                break
+            raw = frame.unused_data
+        else:
+            return text
     except zstandard.ZstdError as error:
-        raise DarkmatterError(f"{path} cannot be read as zstd ({error}); fetch or pack it again.") from error
+        reason = str(error)
+    raise DarkmatterError(f"{path} cannot be read as zstd ({reason}); fetch or pack it again.")
 
 
 def _windows(text: str, tokenizer: Any, preset: Preset) -> np.ndarray:

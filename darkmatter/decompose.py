@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from . import preset as presets
 from . import survey
 from .errors import DarkmatterError
@@ -32,11 +30,6 @@ def settings(model: str, site: str, sae: str, corpus: str, contexts: int | None 
                         contexts=contexts, context_length=context_length, elsewhere={}, on_error={}, **own)
 
 
-def records_of(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries, with None for what pandas keeps as NaN."""
-    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in rows.to_dict("records")]
-
-
 def decompose(model: str, site: str, sae: str, corpus: str, contexts: int | None = None,
               context_length: int | None = None) -> dict[str, Any]:
     """Survey one SAE under the strict protocol.
@@ -46,7 +39,8 @@ def decompose(model: str, site: str, sae: str, corpus: str, contexts: int | None
     is not defined is None, with its reason in notes.
     """
     preset = settings(model, site, sae, corpus, contexts, context_length)
-    rows: dict[str, dict[str, Any]] = {row["metric"]: row for row in records_of(survey.run(preset).rows)}
+    found = survey.run(preset).rows.set_index("metric", drop=False)
+    rows = found.astype(object).where(found.notna(), None).to_dict("index")
     ends = {name: None if row["low"] is None else [row["low"], row["high"]] for name, row in rows.items()}
     values = {name: row["value"] for name, row in rows.items()}
     tests = {name: f"norm_test_{name}" for name in VECTORS}

@@ -131,8 +131,11 @@ def _bars(rows: pd.DataFrame, y: str) -> dict[str, Any]:
 
 
 def _log_axis(title: str, *values: float) -> dict[str, Any]:
-    """A logarithmic axis with a tick at each of the values."""
-    ticks = sorted(set(values))
+    """A logarithmic axis with a tick at each of the values that stands apart."""
+    ticks: list[float] = []
+    for value in sorted(values):  # labels of nearer ones would overlap
+        if not ticks or value > 1.2 * ticks[-1]:
+            ticks.append(value)
     text = [f"{tick:,.0f}" if tick >= 100 else f"{tick:.3g}" for tick in ticks]
     return {"title_text": title, "type": "log", "tickvals": ticks, "ticktext": text}
 
@@ -181,13 +184,15 @@ def bands(points: pd.DataFrame, curve: pd.DataFrame, asymptote: float, floor: fl
     """The paper's Figure 1: FVU against width, split into absent features, linear and nonlinear error.
 
     ``points``: width, fvu, low, high, nonlinear (one row an SAE). ``curve``: width, fit (the power law, drawn
-    past the last SAE). ``asymptote``: the fit's constant; ``floor``: the mean FVU_nonlinear.
+    past the last SAE). ``asymptote``: the fit's constant; ``floor``: the mean FVU_nonlinear. A constant that is not
+    above it leaves no band of linear error.
     """
     fig, wide, fit = go.Figure(), curve["width"], curve["fit"]
+    border = max(asymptote, floor)
     for label, top, end, y in (
         ("nonlinear error", 0 * fit + floor, -1, floor / 2),
-        ("linear error", 0 * fit + asymptote, -1, (floor + asymptote) / 2),
-        ("absent features", fit, 0, asymptote + (fit.iloc[0] - asymptote) / 6),
+        *([("linear error", 0 * fit + asymptote, -1, (floor + asymptote) / 2)] if asymptote > floor else []),
+        ("absent features", fit, 0, border + (fit.iloc[0] - border) / 6),
     ):
         name = MEANING[label]
         fig.add_scatter(x=wide, y=top, mode="lines", name=label, line_width=1.5, line_color=colour(name),
@@ -199,7 +204,8 @@ def bands(points: pd.DataFrame, curve: pd.DataFrame, asymptote: float, floor: fl
     fig.add_scatter(y=points["nonlinear"], name="FVU<sub>nonlinear</sub>", marker_color=colour("orange"),
                     marker_symbol="square", **common)
     fig.update_yaxes(title_text="share of variance", rangemode="tozero")
-    return fig.update_xaxes(_log_axis(WIDTH, *points["width"], wide.iloc[-1]))
+    fig.update_xaxes(_log_axis(WIDTH, *points["width"], wide.iloc[-1]))
+    return fig.update_xaxes(range=np.log10([wide.iloc[0] / 1.1, wide.iloc[-1] * 1.02]))
 
 
 def grid_points(df: pd.DataFrame, value: str, *, value_title: str, digits: int = 2) -> go.Figure:

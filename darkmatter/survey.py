@@ -27,6 +27,7 @@ from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
 from .regression import (
+    MIN_SOURCES,
     PROTOCOLS,
     LinearMap,
     Moments,
@@ -60,6 +61,13 @@ class SurveyResult:
     folders: dict[str, Path]
     """Where each SAE's tables lie, by name, of the last protocol asked for."""
     acts: Activations
+    names: dict[str, str]
+    """The SAEs' names by what they were asked for with: 'artifact:NAME', 'train:WIDTHxL0' and so on."""
+
+    @property
+    def unit(self) -> str:
+        """What intervals are over: 'sources', or 'blocks of contexts' where sources are few."""
+        return "sources" if len(set(self.acts.text.source)) >= MIN_SOURCES else "blocks of contexts"
 
     def table(self, protocol: str = "strict") -> pd.DataFrame:
         """One row an SAE, its metrics as columns; intervals in NAME_low and NAME_high."""
@@ -104,7 +112,7 @@ def run(preset: Preset, refs: Sequence[str] | None = None, protocols: Sequence[s
             found = json.loads((folder / "rows.json").read_text())
             _warn_if_absurd(each, found)
             rows += [{"sae": each.name, "width": each.width, "k": each.k} | row for row in found]
-    return SurveyResult(pd.DataFrame(rows), folders, acts)
+    return SurveyResult(pd.DataFrame(rows), folders, acts, {each.ref: each.name for each in opened})
 
 
 def _surveyed(preset: Preset, opened: list[LoadedSAE], acts: Activations, protocol: Protocol) -> dict[str, Path]:

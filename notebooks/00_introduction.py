@@ -33,7 +33,6 @@ import pandas as pd
 
 from darkmatter import figures, records, scaling, survey
 from darkmatter.figures import interval, number, prose
-from darkmatter.regression import MIN_SOURCES
 
 run = records.start("00_introduction", preset, sae=sae)
 p = run.preset
@@ -41,7 +40,7 @@ p = run.preset
 # %% tags=["hide-input"]
 result = survey.run(p)
 table = result.table().set_index("sae", drop=False)
-name = list(result.folders)[p.saes.index(p.default_sae)]  # the SAE that stands for all where one is needed
+name = result.names[p.default_sae]  # the SAE that stands for all where one is needed
 rungs = scaling.ladder(table)
 draws = scaling.draws(p, result, list(rungs["sae"]))
 of_one = scaling.draws(p, result, [name])
@@ -56,7 +55,7 @@ model = "SmolLM2-135M-Instruct (4-bit weights, dequantised)" if p.model == "smol
 
 # %% tags=["hide-input"]
 floor = scaling.estimate(draws.fvu_nonlinear.mean(1), draws.effective)
-unit = "sources" if len(set(text.source)) >= MIN_SOURCES else "blocks of contexts"
+unit = result.unit
 basis = f"{n_eval:,} held-out tokens of {sources} {unit}"
 if law:
     main = "fig-intro-bands"
@@ -64,10 +63,7 @@ if law:
     far = np.geomspace(widths[0], 10 * widths[-1], 60)
     points = pd.DataFrame({"width": widths, "fvu": draws.fvu[0], "low": rungs["fvu_low"].to_numpy(float),
                            "high": rungs["fvu_high"].to_numpy(float), "nonlinear": draws.fvu_nonlinear[0]})
-    fig = figures.bands(points, pd.DataFrame({"width": far, "fit": law.curve(far)[0]}), max(c[0], floor[0]), floor[0])
-    fig.update_xaxes(range=np.log10([far[0] / 1.1, far[-1] * 1.02]))
-    if c[0] <= floor[0]:  # then there is no such band
-        fig.layout.annotations = [each for each in fig.layout.annotations if each.text != "linear error"]
+    fig = figures.bands(points, pd.DataFrame({"width": far, "fit": law.curve(far)[0]}), c[0], floor[0])
     where = f"not determined by these points, as {law.doubt}" if law.doubt else f"at {interval(*c)}"
     caption = (f"What SAEs of growing width leave unexplained of {model} at `{p.site}`, L0 {rungs['l0'].mean():.0f}, as a share "
                "of the variance. Green: what a wider SAE would still remove, by a power law drawn ten times past the widest "
@@ -93,13 +89,6 @@ figures.finish(fig, main, caption, alt, paper="Figure 1" if law else "")
 # ## What was found
 
 # %% tags=["hide-input"]
-def verdict(low: float | None, high: float | None, least: float, most: float, possible: bool = True) -> str:
-    """Agree where the whole interval lies in the range, differ where it lies outside; the smoke preset never says."""
-    if low is None or high is None or pd.isna(low) or pd.isna(high) or not possible or p.name == "smoke":
-        return "cannot say"
-    return "agree" if least <= low and high <= most else "differ" if high < least or low > most else "cannot say"
-
-
 def measured(metric: str) -> tuple[float, float, float]:
     """The default SAE's value and interval."""
     row = table.loc[name]
@@ -107,21 +96,23 @@ def measured(metric: str) -> tuple[float, float, float]:
 
 
 norm, vector = measured("r2_norm"), measured("r2_vector")
-claims = [
+tested = [  # the claim, its chapter, what was measured, the value, and the range it agrees in, as numbers and as words
     ("The squared norm of the error is mostly linear in the activation", "02_norm", "R² of the squared norm", norm,
-     "above 0.90", verdict(*norm[1:], 0.9, 1)),
+     (0.9, 1), "above 0.90"),
     ("About half of the error vector is linear in the activation", "03_vector", "R² of the vector", vector,
-     "0.30 to 0.72 †", verdict(*vector[1:], 0.3, 0.72)),
+     (0.3, 0.72), "0.30 to 0.72 †"),
 ]
 if law:
     ratio = scaling.slope_ratio(widths, draws)
     gap = scaling.estimate(law.c - draws.fvu_nonlinear.mean(1), draws.effective)
-    claims += [
+    tested += [
         ("Nonlinear error is roughly constant in width at fixed sparsity", "04_scaling", "slope of FVU nonlinear / slope of FVU",
-         ratio, "−0.25 to 0.25", verdict(*ratio[1:], -0.25, 0.25)),
+         ratio, (-0.25, 0.25), "−0.25 to 0.25"),
         ("Width does not remove all error: it ends at a constant above the nonlinear error", "04_scaling",
-         "$c$ − mean FVU nonlinear", gap, "above 0", verdict(*gap[1:], 0, np.inf, not law.doubt)),
+         "$c$ − mean FVU nonlinear", gap, None if law.doubt else (0, np.inf), "above 0"),
     ]
+claims = [(claim, chapter, label, value, words, run.claim(claim, label, value, agrees, n_eval))
+          for claim, chapter, label, value, agrees, words in tested]
 verdicts = pd.Series([each[-1] for each in claims])
 counts = ", ".join(f"{(verdicts == each).sum()} {each}" for each in ("agree", "differ", "cannot say"))
 
@@ -211,6 +202,4 @@ figures.table(
 run.add_rows(result.rows[(result.rows["sae"] == name)
                          & result.rows["metric"].isin(["l0", "fvu", "fvu_nonlinear", "r2_vector", "r2_norm"])])
 run.add("fvu_linear", *linear, n_eval, "tokens", name)
-for claim, _, _, value, _, says in claims:
-    run.add(f"verdict: {claim}", *value, n_eval, says)
 record = run.finish()

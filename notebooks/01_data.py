@@ -51,7 +51,7 @@ import torch
 from IPython.display import Markdown
 from plotly.subplots import make_subplots
 
-from darkmatter import activations, cache, corpus, figures, model, records, regression, saes, survey
+from darkmatter import activations, corpus, figures, model, records, regression, saes, survey
 from darkmatter.errors import DarkmatterError
 
 run = records.start("01_data", preset, sae=sae, loss_contexts=loss_contexts, layer_contexts=layer_contexts)
@@ -134,8 +134,7 @@ figures.prose(words)
 # %%
 held = corpus.evaluation(p, tokenizer)
 mixed = p.corpus == "mix"
-each = p.context_length - 1 - activations.TRAIN_FIRST  # tokens of a context that train
-train = corpus.training(p, tokenizer, -(-p.training.distinct_tokens // each)) if mixed else None
+train = activations.training_text(p, tokenizer) if mixed else None
 
 
 # %% tags=["hide-input"]
@@ -299,7 +298,6 @@ groups = {
 norms = pd.concat([pd.DataFrame({"tokens": name, "norm": values}) for name, values in groups.items()])
 medians = norms.groupby("tokens", sort=False).norm.median()
 fig = figures.histogram(norms, "norm", x_title="‖x‖", group="tokens", log_x=True)
-fig.update_xaxes(dtick="D2", exponentformat="none")
 longest = int(norm_kept.argmax())
 first = medians["position 0"] / medians["kept tokens"]
 spelled = medians["special tokens"] / medians["kept tokens"]
@@ -492,20 +490,28 @@ figures.table(
 )
 
 # %% tags=["hide-input"]
-panels = [  # title, and of each line: column, label, the label's place and the point it stands at
-    ("length of x", [("norm", "kept tokens", "top center", -3), ("first", "first token", "bottom center", -3)]),
-    ("share of variance", [("top", "top direction", "top center", -3), ("ten", "first ten", "top center", -3)]),
-    ("effective dimension", [("dimension", "", "top center", -1)]),
-    ("R² of ‖x‖² on x", [("r2_in", "fitted on", "top center", -2), ("r2", "held out", "middle left", -1)]),
+panels = [  # title, and the lines: column and label
+    ("length of x", {"norm": "kept tokens", "first": "first token"}),
+    ("share of variance", {"top": "top direction", "ten": "first ten"}),
+    ("effective dimension", {"dimension": ""}),
+    ("R² of ‖x‖² on x", {"r2_in": "fitted on", "r2": "held out"}),
 ]
-fig = make_subplots(2, 2, subplot_titles=[title for title, _ in panels], horizontal_spacing=0.12, vertical_spacing=0.17)
+
+
+def titled(title: str, lines: dict[str, str]) -> str:
+    """A panel's title, with its lines' names in their colours beneath."""
+    keys = [f"<span style='color:{figures.colour(hue)}'>{label}</span>"
+            for label, hue in zip(lines.values(), ("blue", "orange"), strict=False) if label]
+    return "<br>".join([title, " · ".join(keys)])
+
+
+titles = [titled(*panel) for panel in panels]
+fig = make_subplots(2, 2, subplot_titles=titles, horizontal_spacing=0.14, vertical_spacing=0.2)
 for i, (title, lines) in enumerate(panels):
     where = {"row": 1 + i // 2, "col": 1 + i % 2}
-    for (column, label, side, point), colour in zip(lines, ("blue", "orange"), strict=False):
-        text = [label if one == layers[point] else "" for one in layers]
-        fig.add_scatter(x=by_layer.layer, y=by_layer[column].astype(float), mode="lines+markers+text", name=label or title,
-                        text=text, textposition=side, showlegend=False, cliponaxis=False, marker={"size": 7},
-                        line={"color": figures.colour(colour)}, **where)
+    for (column, label), hue in zip(lines.items(), ("blue", "orange"), strict=False):
+        fig.add_scatter(x=by_layer.layer, y=by_layer[column].astype(float), mode="lines+markers", name=label or title,
+                        showlegend=False, cliponaxis=False, marker={"size": 7}, line={"color": figures.colour(hue)}, **where)
     fig.add_vline(x=layer, line={"dash": "dot", "width": 1.5, "color": figures.colour("grey")}, **where)
 fig.update_yaxes(type="log", dtick=1, row=1, col=1).update_yaxes(rangemode="tozero", row=2, col=1)
 fig.update_xaxes(title_text="layer", row=2)
@@ -576,7 +582,7 @@ base = opened[p.default_sae]
 
 # %% tags=["hide-input"]
 made = {each.name: each.record for each in opened.values()}
-drawn = "sources" if len(set(held.source.tolist())) >= regression.MIN_SOURCES else "contexts"
+drawn = result.unit
 run.add_rows(result.rows[result.rows.metric.isin(["l0", "dead_share", "fvu"])])
 
 figures.table(
@@ -609,7 +615,7 @@ words = "These SAEs come without a record of how they were trained."
 if recipes:
     distinct, seen = recipes[0]["distinct_tokens"], recipes[0]["tokens"]
     streams = {record["stream"] for record in recipes}
-    here = train and cache.key(text=train.digest, model=p.model, dtype=p.dtype, site=p.site, first=activations.TRAIN_FIRST)
+    here = train and activations.key(p, p.site, train, activations.TRAIN_FIRST)
     same = "is the text counted above" if streams == {here} else "is **not** the text counted above (other settings)"
     late = {name: late_change(record) for name, record in made.items() if record}
     least, most = max(late, key=lambda name: late[name]), min(late, key=lambda name: late[name])

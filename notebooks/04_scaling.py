@@ -43,7 +43,6 @@ from IPython.display import display
 
 from darkmatter import figures, records, scaling, survey
 from darkmatter.figures import interval, number, prose
-from darkmatter.regression import MIN_SOURCES
 
 run = records.start("04_scaling", preset, sae=sae)
 p = run.preset
@@ -75,8 +74,7 @@ def ends(metric: str) -> list[str]:
 
 scored = result.rows.query("metric == 'fvu'").iloc[0]
 n_eval, at = int(scored["n_eval"]), f"{rungs['l0'].mean():.0f}"
-unit = "sources" if len(set(result.acts.text.source)) >= MIN_SOURCES else "blocks of contexts"
-basis = f"{n_eval:,} held-out tokens of {scored['sources']} {unit}"
+basis = f"{n_eval:,} held-out tokens of {scored['sources']} {result.unit}"
 figures.table(
     pd.DataFrame({
         "width": table["width"], "L0": table["l0"], "FVU": ends("fvu"), "FVU nonlinear": ends("fvu_nonlinear"),
@@ -125,13 +123,10 @@ if law:
 if law:
     points = pd.DataFrame({"width": widths, "fvu": draws.fvu[0], "low": rungs["fvu_low"].to_numpy(float),
                            "high": rungs["fvu_high"].to_numpy(float), "nonlinear": draws.fvu_nonlinear[0]})
-    fig = figures.bands(points, pd.DataFrame({"width": far, "fit": curve[0]}), max(c[0], mean_nonlinear[0]), mean_nonlinear[0])
+    fig = figures.bands(points, pd.DataFrame({"width": far, "fit": curve[0]}), c[0], mean_nonlinear[0])
     for edge in curve_ends.T:
         fig.add_scatter(x=far, y=edge, mode="lines", line={"width": 1, "dash": "dot", "color": figures.colour("green")},
                         showlegend=False, hoverinfo="skip")
-    fig.update_xaxes(range=np.log10([far[0] / 1.1, far[-1] * 1.02]))
-    if c[0] <= mean_nonlinear[0]:
-        fig.layout.annotations = [each for each in fig.layout.annotations if each.text != "linear error"]
     order = "" if c[0] > mean_nonlinear[0] else """The fitted constant is not above that mean: this fit leaves no
         band of linear error, and the two lines are drawn as one. """
     display(figures.finish(
@@ -325,24 +320,22 @@ else:
 # in the `smoke` preset, which is made to be quick, always *cannot say*.
 
 # %%
-def verdict(low: float | None, high: float | None, least: float, most: float, possible: bool = True) -> str:
-    if low is None or high is None or not possible or p.name == "smoke":
-        return "cannot say"
-    return "agree" if least <= low and high <= most else "differ" if high < least or low > most else "cannot say"
-
-
 if law:
-    flat = verdict(*ratio[1:], -0.25, 0.25)
-    bands = verdict(*gap[1:], 0, np.inf, not law.doubt)
+    statements = {
+        "nonlinear error is roughly constant in width at fixed sparsity":
+            ("slope of FVU nonlinear / slope of FVU", ratio, (-0.25, 0.25), "−0.25 to 0.25"),
+        "width does not remove all error: it ends at a constant above the nonlinear error":
+            ("$c$ − mean FVU nonlinear", gap, None if law.doubt else (0, np.inf), "above 0"),
+    }
+    verdicts = [run.claim(claim, measured, value, agrees, n_eval)
+                for claim, (measured, value, agrees, _) in statements.items()]
 
 # %% tags=["hide-input"]
 if law:
     display(figures.table(pd.DataFrame({
-        "the paper": ["nonlinear error is roughly constant in width at fixed sparsity",
-                      "width does not remove all error: it ends at a constant above the nonlinear error"],
-        "measured": ["slope of FVU nonlinear / slope of FVU", "$c$ − mean FVU nonlinear"],
-        "here": [interval(*ratio, 2), interval(*gap)], "agrees if within": ["−0.25 to 0.25", "above 0"],
-        "verdict": [flat, bands],
+        "the paper": list(statements), "measured": [each[0] for each in statements.values()],
+        "here": [interval(*each[1]) for each in statements.values()],
+        "agrees if within": [each[3] for each in statements.values()], "verdict": verdicts,
     }), f"Statements of the paper about scaling, and this run ({basis}).", "tab-scaling-agreement"))
     display(prose(f"""
     What should be kept in mind: the widths here go from {widths[0]:,.0f} to {widths[-1]:,.0f}, a factor of
@@ -361,6 +354,4 @@ if law:
     for name, each in {"power_law_c": c, "power_law_a": a, "power_law_m": m, "power_law_c_minus_mean_fvu_nonlinear": gap,
                        "slope_fvu": slope["FVU"], "slope_fvu_nonlinear": slope["FVU nonlinear"]}.items():
         run.add(name, *each, n_eval, "tokens")
-    run.add("verdict_constant", *ratio, n_eval, flat)
-    run.add("verdict_bands", *gap, n_eval, bands)
 record = run.finish()

@@ -232,6 +232,7 @@ def test_a_damaged_cache_file_is_made_again(tmp_path: Path, own_cache: Path) -> 
         ("list.jsonl", b"[1, 2]\n", "Line 1 of"),
         ("number.jsonl", b'{"text": 7}\n', "Line 1 of"),
         ("bad.jsonl.zst", b"this was never compressed", "cannot be read"),
+        ("cut.jsonl.zst", zstandard.ZstdCompressor().compress(words(2000).encode())[:-40], "ends too early"),
         (None, b"", "There is no text file"),
     ],
 )
@@ -253,6 +254,19 @@ def test_a_separator_inside_a_line_does_not_end_it(tmp_path: Path, own_cache: Pa
     line = json.dumps({"text": f"{words(30)}\u2028{words(30)}"}, ensure_ascii=False)
     path.write_text(line + "\n", encoding="utf-8")
     assert len(corpus.evaluation(of_file(path), tiny_tokenizer()).sources) == 1
+
+
+def test_zstd_frames_one_after_another_are_read_as_one(tmp_path: Path, own_cache: Path) -> None:
+    path = tmp_path / "mine.jsonl.zst"
+    lines = [json.dumps({"text": words(25)}).encode() + b"\n" for _ in range(3)]
+    path.write_bytes(b"".join(zstandard.ZstdCompressor().compress(line) for line in lines))
+    assert len(corpus.evaluation(of_file(path), tiny_tokenizer()).sources) == 3
+
+
+@pytest.mark.parametrize("too_much", [{"contexts": 301}, {"context_length": 2048}])
+def test_text_that_saes_were_trained_on_is_not_measured_on(own_cache: Path, too_much: dict[str, int]) -> None:
+    with pytest.raises(DarkmatterError, match="SAEs were trained on the rest"):
+        corpus.evaluation(mixed(**too_much), tiny_tokenizer())
 
 
 def test_the_pile_and_training_on_a_file_are_refused_in_words(tmp_path: Path, own_cache: Path) -> None:
