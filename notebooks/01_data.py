@@ -190,8 +190,8 @@ figures.table(
 # This is how it looks, tokens turned back into words. Contexts begin and end wherever the cut falls.
 
 # %% tags=["hide-input"]
-public = [i for i, domain in enumerate(held.domains) if domain in ("plays", "scripture")] if mixed else [0]
-words = "There is no play or book of scripture among these contexts, so no text is shown."
+public = [i for i, domain in enumerate(held.domains) if domain == "scripture"] if mixed else [0]
+words = "There is no book of scripture among these contexts, so no text is shown."
 if public:
     excerpt = tokenizer.decode(held.tokens[public[0], p.first_kept : p.first_kept + 110]).strip()
     lines = "\n".join(textwrap.fill(line, 96) for line in excerpt.splitlines())

@@ -43,7 +43,7 @@ p = run.preset
 # ## The split
 #
 # $b^*$ is the affine map from $x$ to the error that least squares finds on the fitted sources
-# ({eq}`eq-map`). It divides every activation into three vectors ({eq}`eq-sum`):
+# {eq}`eq-map`. It divides every activation into three vectors {eq}`eq-sum`:
 #
 # $$x = \mathrm{Sae}(x) + \underbrace{b^*x}_{\mathrm{LinearError}} + \mathrm{NonlinearError}(x).$$
 #

@@ -27,7 +27,7 @@
 #
 # - **absent features**, what falls with width: from the fitted curve down to its constant $c$;
 # - **linear error**, from $c$ down to the mean $\mathrm{FVU}_\mathrm{nonlinear}$;
-# - **nonlinear error**, $\mathrm{FVU}_\mathrm{nonlinear}$ itself ({eq}`eq-fvu`), which they find roughly constant in width.
+# - **nonlinear error**, $\mathrm{FVU}_\mathrm{nonlinear}$ itself {eq}`eq-fvu`, which they find roughly constant in width.
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # a preset's name, or the path of a YAML file
@@ -275,11 +275,11 @@ if enough:
 
 # %% tags=["hide-input"]
 grids = (
-    ("r2_norm", "norm", "R² of the squared norm", "$R^2$ of predicting the squared norm of the error from $x$ ({eq}`eq-norm`)",
+    ("r2_norm", "norm", "R² of the squared norm", "$R^2$ of predicting the squared norm of the error from $x$ {eq}`eq-norm`",
      "Figure 2"),
-    ("r2_vector", "vector", "R² of the vector", "$R^2$ of predicting the error vector from $x$, mean over dimensions ({eq}`eq-r2`)",
+    ("r2_vector", "vector", "R² of the vector", "$R^2$ of predicting the error vector from $x$, mean over dimensions {eq}`eq-r2`",
      "Figure 2"),
-    ("fvu_nonlinear", "nonlinear", "FVU<sub>nonlinear</sub>", "$\\mathrm{FVU}_\\mathrm{nonlinear}$ ({eq}`eq-fvu`)", "Figure 3"),
+    ("fvu_nonlinear", "nonlinear", "FVU<sub>nonlinear</sub>", "$\\mathrm{FVU}_\\mathrm{nonlinear}$ {eq}`eq-fvu`", "Figure 3"),
 )
 settings = table.assign(l0=table["k"].astype(float).fillna(table["l0"].round()))  # 7.998 and 8.002 are both 8
 edges = np.log10([settings["l0"].min() / 1.3, settings["l0"].max() * 1.3])

@@ -127,7 +127,7 @@ class Browser:
                 texts.append(json.dumps(params)[:400])
         return texts
 
-    def screenshot(self, path: Path, width: int, tallest: int = 8000) -> None:
+    def screenshot(self, path: Path, width: int, tallest: int = 16000) -> None:
         """The whole page, not only what fits a window, as PNG."""
         self.size(width)
         height = self.call("Page.getLayoutMetrics")["cssContentSize"]["height"]
