@@ -60,7 +60,9 @@ def test_nothing_can_run_what_a_file_says() -> None:
 BASE = ["errors", "cache", "preset"]
 MEASURING = ["corpus", "model", "topk", "activations", "training", "saes", "codes", "regression", "survey",
              "decompose", "baselines", "scaling", "plan"]
-ROOMS = [*BASE, *MEASURING, "records", "figures", "pairs", "pages", "book"]
+EXPERIMENTS = ["parts", "onerror", "scorers", "interpret", "pertoken", "theory", "synthetic", "components",
+               "downstream", "pursuit"]
+ROOMS = [*BASE, *MEASURING, *EXPERIMENTS, "records", "figures", "pairs", "pages", "book"]
 
 
 def test_the_rooms_import_one_way() -> None:
