@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cache
+from . import cache, pile
 from .errors import DarkmatterError
 from .preset import Preset
 
@@ -101,7 +101,7 @@ def _build(preset: Preset, tokenizer: Any, side: str, contexts: int) -> dict[str
             f"The built-in text sets {HELD_OUT} contexts of 1,024 tokens apart to measure on; SAEs were trained on the "
             f"rest: {preset.contexts} contexts of {preset.context_length} are too much. Ask for less, or give a file.")
     rows, source, names = [], [], []
-    pick = _from_mix if preset.corpus == "mix" else _from_file
+    pick = {"mix": _from_mix, "pile": _from_pile}.get(preset.corpus, _from_file)
     for name, windows in pick(preset, tokenizer, side, contexts):
         source += [len(names)] * len(windows)
         names.append(name)
@@ -289,6 +289,23 @@ MIX = {
 }
 
 
+# ---- the paper's text ---------------------------------------------------------------------------------------------
+
+def _from_pile(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
+    """One context a document: its beginning, from documents that fill one."""
+    del side
+    length = preset.context_length
+
+    def tokenize(text: str) -> np.ndarray:
+        return next(iter(_windows(text[:length * 40], tokenizer, preset)), np.empty(0, np.int32))
+
+    key = cache.key(**_identity("pile"), length=length, bos=preset.prepend_bos,
+                    vocabulary=sorted(tokenizer.get_vocab().items()))
+    tokens, numbers = pile.contexts(tokenize, length, contexts, cache.root() / "pile" / key)
+    for number, row in zip(numbers, tokens, strict=True):
+        yield f"pile/{number}", row[None]
+
+
 # ---- a text of the reader's own -----------------------------------------------------------------------------------
 
 def _from_file(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -371,12 +388,12 @@ def _windows(text: str, tokenizer: Any, preset: Preset) -> np.ndarray:
     return np.concatenate([np.broadcast_to(np.array(bos, np.int32), (len(body), len(bos))), body], axis=1)
 
 
-def _identity(corpus: str) -> object:
+def _identity(corpus: str) -> Any:
     """What a corpus is known by: the packages' versions for the mix, the bytes of a file."""
     if corpus == "mix":
         return {d.package: importlib.metadata.version(d.package) for d in MIX.values() if _installed(d.package)}
     if corpus == "pile":
-        raise DarkmatterError("The Pile is streamed from the hub, and this version cannot do that yet; give a file.")
+        return {"dataset": pile.DATASET, "seed": pile.SEED, "buffer": pile.BUFFER}
     path = Path(corpus).expanduser()
     if not path.is_file():
         _decoded(path)

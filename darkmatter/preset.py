@@ -23,7 +23,34 @@ Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[Text, ...], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
+
+
+def _named(entries: Any) -> Any:
+    """SAEs as 'release:sae_id': a rule, such as {release: …, layer: 12, l0: 60}, becomes the SAEs that it picks."""
+    found: list[Any] = []
+    for entry in entries if isinstance(entries, list | tuple) else [entries]:
+        found += _picked(entry) if isinstance(entry, dict) else [entry]
+    return list(dict.fromkeys(found))
+
+
+def _picked(rule: dict[str, Any]) -> tuple[str, ...]:
+    from . import releases
+
+    if unknown := rule.keys() - {"release", "layer", "width", "l0"} or {"release", "layer"} - rule.keys():
+        raise ValueError(f"be a rule of release, layer, width and l0, the first two always (not: {', '.join(unknown)})")
+    return releases.pick(str(rule["release"]), rule["layer"], str(rule.get("width", "")), rule.get("l0", 0))
+
+
+def _one(entry: Any) -> Any:
+    """The SAE that a rule picks, when it is one."""
+    found = _named(entry)
+    if len(found) != 1:
+        raise ValueError(f"pick one SAE, and picks {len(found)}; give a width or an l0 too")
+    return found[0]
+
+
+Names = Annotated[tuple[Text, ...], BeforeValidator(_named)]
+Name = Annotated[str, BeforeValidator(_one)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -77,12 +104,16 @@ class Preset:
     site: Annotated[str, Field(pattern=r"^[a-z]\w*(\.\w+)*$")]
     """TransformerLens hook name that activations are read at, such as 'blocks.15.hook_resid_post'."""
     saes: Annotated[Names, Field(min_length=1)]
-    """SAEs surveyed: 'release:sae_id', a directory, 'artifact:NAME' (shipped here) or 'train:WIDTHxL0'."""
-    default_sae: str = ""
+    """SAEs surveyed: 'release:sae_id', a directory, 'artifact:NAME' (shipped here) or 'train:WIDTHxL0'.
+
+    In a YAML file also a rule, {release: …, layer: 12, width: 16k, l0: 60}: all SAEs of the release that fit, of each
+    width the one whose L0 is nearest to ``l0``.
+    """
+    default_sae: Name = ""
     """The one of ``saes`` used where a chapter needs one; left out: the first."""
-    elsewhere: dict[Text, Text] = field(default_factory=dict)
+    elsewhere: dict[Text, Name] = field(default_factory=dict)
     """SAEs at other sites of the model, {site: SAE}: for the chapters on other components and on depth."""
-    on_error: dict[Literal["linear", "nonlinear"], Text] = field(default_factory=dict)
+    on_error: dict[Literal["linear", "nonlinear"], Name] = field(default_factory=dict)
     """SAEs trained on LinearError and on NonlinearError of ``default_sae``, {part: SAE}."""
     fit_share: Share = 0.61
     """Share of the tokens the regressions are fitted on; the rest scores them (the paper: 150k of 247k)."""

@@ -269,9 +269,7 @@ def test_text_that_saes_were_trained_on_is_not_measured_on(own_cache: Path, too_
         corpus.evaluation(mixed(**too_much), tiny_tokenizer())
 
 
-def test_the_pile_and_training_on_a_file_are_refused_in_words(tmp_path: Path, own_cache: Path) -> None:
-    with pytest.raises(DarkmatterError, match="The Pile is streamed from the hub"):
-        corpus.evaluation(mixed(corpus="pile"), tiny_tokenizer())
+def test_training_on_a_file_is_refused_in_words(tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text(words(100))
     with pytest.raises(DarkmatterError, match="SAEs are trained on the built-in text only"):

@@ -57,8 +57,8 @@ def test_nothing_can_run_what_a_file_says() -> None:
         assert not unsafe.search(path.read_text(encoding="utf-8")), path
 
 
-BASE = ["errors", "cache", "preset"]
-MEASURING = ["corpus", "model", "topk", "activations", "training", "saes", "codes", "regression", "survey",
+BASE = ["errors", "cache", "releases", "preset"]
+MEASURING = ["pile", "corpus", "model", "topk", "activations", "training", "saes", "codes", "regression", "survey",
              "decompose", "baselines", "scaling", "plan"]
 EXPERIMENTS = ["parts", "onerror", "scorers", "interpret", "pertoken", "theory", "synthetic", "components",
                "downstream", "pursuit"]
