@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import zstandard
+from datasets import config
 from huggingface_hub import constants
 
 from darkmatter import corpus, pile
@@ -82,7 +82,7 @@ def test_no_hub_and_too_few_documents_get_one_sentence(shard: list[str], monkeyp
         read(150)
     monkeypatch.setattr(pile, "DATASET", "nobody/nothing")
     monkeypatch.setattr(pile, "TRIES", 1)
-    for switch in (datasets.config, constants):
+    for switch in (config, constants):
         monkeypatch.setattr(switch, "HF_HUB_OFFLINE", True)
     with pytest.raises(DarkmatterError, match="cannot be streamed from the hub") as told:
         read(5)
