@@ -18,7 +18,7 @@ from . import preset as presets
 from .errors import DarkmatterError
 
 Arguments = argparse.Namespace
-PARTS = ("ladder", "elsewhere")  # of the SAEs that a preset has trained
+PARTS = ("ladder", "elsewhere", "on_error")  # of the SAEs that a preset has trained
 VECTORS = ("x", "sae", "error", "linear", "nonlinear")
 
 
@@ -108,12 +108,18 @@ def _train(arguments: Arguments) -> None:
     _trained(arguments)
 
 
-def _trained(arguments: Arguments) -> dict[str, Path]:
-    from . import training
+def _trained(arguments: Arguments, ship: bool = False) -> dict[str, Path]:
+    """Directories of the SAEs of the parts asked for; of those on the error, only two ship."""
+    from . import onerror, training
 
     preset = presets.load(arguments.preset)
-    parts = dict(zip(PARTS, (training.run, training.elsewhere), strict=True))
-    return {name: folder for part in arguments.part or PARTS for name, folder in parts[part](preset).items()}
+    shipped = {"seeds": (0,), "targets": tuple(preset.on_error)} if ship else {}
+    parts = {"ladder": training.run, "elsewhere": training.elsewhere,
+             "on_error": lambda preset: onerror.run(preset, **shipped)}
+    found = {name: folder for part in arguments.part or PARTS for name, folder in parts[part](preset).items()}
+    if not ship and "on_error" in (arguments.part or PARTS) and preset.name == presets.DEFAULT:
+        onerror.collect(preset)
+    return found
 
 
 def _survey(arguments: Arguments) -> None:
@@ -141,7 +147,7 @@ def _ship(arguments: Arguments) -> None:
     """Train what is missing and pack the preset's SAEs into artifacts/, 8 bits a weight."""
     from . import saes
 
-    for name, folder in _trained(arguments).items():
+    for name, folder in _trained(arguments, ship=True).items():
         saes.ship(folder, saes.ARTIFACTS / f"{name}.safetensors")
 
 

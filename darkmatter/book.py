@@ -68,12 +68,21 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
 
 
 def _sources(home: Path, only: Sequence[str]) -> list[Path]:
-    found = {path.stem: path for path in sorted((home / "notebooks").glob("*.py"))}
+    """The notebooks in the order they run in: by name, those that read the others' records last."""
+    found = {path.stem: path for path in sorted((home / "notebooks").glob("*.py"), key=_reads_records)}
     missing = [name for name in only if name not in found]
     if missing or not found:
         raise DarkmatterError(f"There is no notebook {' '.join(missing[:1])} in {home / 'notebooks'}; "
                               f"there are: {', '.join(found) or 'none'}.")
     return [path for name, path in found.items() if not only or name in only]
+
+
+def _reads_records(source: Path) -> tuple[bool, str]:
+    return any("load_all" in cell for cell in _code(source)), source.name
+
+
+def _code(source: Path) -> list[str]:
+    return [cell.source for cell in pairs.read(source).cells if cell.cell_type == "code"]
 
 
 def _reject_unknown(source: Path, parameters: Mapping[str, Any]) -> None:
@@ -88,16 +97,19 @@ def _reject_unknown(source: Path, parameters: Mapping[str, Any]) -> None:
 # What a run depends on
 
 def run_key(source: Path, preset: presets.Preset, parameters: Mapping[str, Any],
-            before: Sequence[Done]) -> str:
+            before: Sequence[Done], others: Path | None = None) -> str:
     """16 hex digits over settings, parameters, code cells, modules and data.
 
-    And over the runs before this one, where the notebook reads their records.
+    And over the runs before this one, where the notebook reads their records, and over ``others``, the records of
+    other presets' builds, where it reads those.
     """
-    code = [cell.source for cell in pairs.read(source).cells if cell.cell_type == "code"]
+    elsewhere = [path for path in sorted(others.rglob("*.json")) if path.parent.name != preset.name] if others else []
+    code = _code(source)
     modules = {path.name: cache.sha256(path) for path in modules_used("\n".join(code))}
     return cache.key(preset=preset.fields(), code=code, modules=modules, data=records.inputs(preset),
                      parameters={name: parameters[name] for name in parameters if name != "preset"},
-                     before=[run.folder.name for run in before if any("load_all" in cell for cell in code)])
+                     before=[run.folder.name for run in before if _reads_records(source)[0]],
+                     others=[cache.sha256(path) for path in elsewhere])
 
 
 def modules_used(code: str, package: Path = PACKAGE) -> list[Path]:
@@ -130,7 +142,8 @@ def _imported(code: str, package: Path) -> set[Path]:
 def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], before: Sequence[Done],
          home: Path) -> Done:
     name, shelf = source.stem, home / "_build" / "records" / preset.name
-    key = run_key(source, preset, parameters, before)
+    others = shelf.parent if any("every_preset" in cell for cell in _code(source)) else None
+    key = run_key(source, preset, parameters, before, others)
     folder = home / "_build" / "runs" / preset.name / name / key
     marker, record = folder / "done.json", folder / "record.json"
     if kept := marker.exists():

@@ -84,6 +84,15 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
     return number(value, digits) + ("" if "–" in ends else f" [{ends[0]}, {ends[1]}]")
 
 
+def within(least: float, most: float, digits: int = 2) -> str:
+    """A range in words: ``0.30 to 0.72``; ``above 0.90`` and ``below 0.00`` where one end is open (NaN)."""
+    if pd.isna(least) and pd.isna(most):
+        return "–"
+    if pd.isna(least) or pd.isna(most):
+        return f"below {number(most, digits)}" if pd.isna(least) else f"above {number(least, digits)}"
+    return f"{number(least, digits)} to {number(most, digits)}"
+
+
 class Table(dict[str, str]):
     """A numbered table by mime type: markdown for the book, HTML for a notebook, plain text for a terminal."""
 

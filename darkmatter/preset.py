@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import DarkmatterError
 
+DEFAULT = "smollm2"  # the preset of the book as it ships
 FOLDER = Path(__file__).parent / "presets"
 CONFIG = ConfigDict(extra="forbid")
 

@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,11 +106,30 @@ def start(notebook: str, preset: str, **parameters: Any) -> Run:
     return Run(notebook, chosen, {"preset": str(preset)} | parameters)
 
 
-def load_all(folder: str | Path = "") -> list[dict[str, Any]]:
-    """Records in the order of their notebooks: of the build this notebook runs in, else of all made here."""
-    place = folder or os.environ.get("DARKMATTER_RECORDS") or HOME / "_build" / "records"
-    found = [json.loads(path.read_text()) for path in Path(place).rglob("*.json")]
+def load_all(folder: str | Path = "", every_preset: bool = False) -> list[dict[str, Any]]:
+    """Records in the order of their notebooks: of the build this notebook runs in, else of all made here.
+
+    With ``every_preset`` also those of builds of other presets in the same place.
+    """
+    place = Path(folder or os.environ.get("DARKMATTER_RECORDS") or HOME / "_build" / "records")
+    if every_preset and "DARKMATTER_RECORDS" in os.environ:
+        place = place.parent
+    found = [json.loads(path.read_text()) for path in place.rglob("*.json")]
     return sorted(found, key=lambda record: (record["preset"], record["notebook"]))
+
+
+def claims(found: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Every claim in some records: preset, notebook, text, paper, measured, value, low, high, least, most, n, verdict.
+
+    ``least`` and ``most``, the range in which it agrees, are NaN where it is open or where the run cannot tell.
+    """
+    rows = [{"preset": record["preset"], "notebook": record["notebook"], **claim,
+             **dict(zip(("value", "low", "high"), claim["found"], strict=True)),
+             **dict(zip(("least", "most"), claim["agrees"] or (None, None), strict=True))}
+            for record in found for claim in record.get("claims", ())]
+    numbers = ["value", "low", "high", "least", "most"]
+    names = ["preset", "notebook", "text", "paper", "measured", *numbers, "n", "unit", "verdict"]
+    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(numbers, float))
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:

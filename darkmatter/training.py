@@ -11,10 +11,11 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,10 +53,13 @@ def elsewhere(preset: Preset) -> dict[str, Path]:
     return found
 
 
-def name(preset: Preset, width: int, k: int) -> str:
-    """The name an SAE ships under, such as 'smollm2-l15-w4096-k32', or 'smollm2-l15-mlp_out-w4096-k32'."""
+def name(preset: Preset, width: int, k: int, on: str = "") -> str:
+    """The name an SAE ships under, such as 'smollm2-l15-w4096-k32', or 'smollm2-l15-mlp_out-w4096-k32'.
+
+    ``on``: what it was trained on instead of the site's activations, as in 'smollm2-l15-on-linear-w2048-k32'.
+    """
     layer, kind = re.sub(r"hook_|attn\.", "", preset.site).split(".")[1:]
-    place = "" if kind == "resid_post" else f"-{kind}"
+    place = ("" if kind == "resid_post" else f"-{kind}") + (on and f"-{on}")
     seed = f"-s{preset.training.seed}" if preset.training.seed else ""
     return f"{Path(preset.model).name}-l{layer}{place}-w{width}-k{k}{seed}"  # a model's path leads out of the cache
 
@@ -78,11 +82,16 @@ def _stream(x: torch.Tensor, recipe: Training, start: int) -> Iterator[torch.Ten
         step += 1
 
 
-def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int) -> Path:
+def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int, on: str = "",
+           about: Mapping[str, Any] = MappingProxyType({})) -> Path:
+    """Train one SAE on rows x [n, d]; ``about`` goes into its record, ``on`` into its name."""
+    if k > width:
+        raise DarkmatterError(f"An SAE of {width} latents cannot have {k} of them active; give an L0 of at most its "
+                              "width.")
     recipe = preset.training
     how = {field: value for field, value in asdict(recipe).items() if field not in ("grid", "elsewhere", "on_error")}
     key = cache.key(stream=stream, width=width, k=k, version=1, grid=None, **how)
-    folder = cache.root() / "saes" / f"{name(preset, width, k)}-{key}"
+    folder = cache.root() / "saes" / f"{name(preset, width, k, on)}-{key}"
     with cache.lock(folder.name):
         if not (folder / "record.json").exists():
             work = folder.with_name(folder.name + ".work")
@@ -90,17 +99,21 @@ def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int) -> 
             start = trainer.n_training_samples
             trainer.fit()
             record = _record(preset, x, stream, trainer, work)
-            record |= {"seconds": round(time.time() - began), "seconds_cover_tokens": record["tokens"] - start}
+            record |= {**about, "seconds": round(time.time() - began), "seconds_cover_tokens": record["tokens"] - start}
             with cache.atomic(folder) as temporary:
                 trainer.sae.save_inference_model(temporary)
                 (temporary / "record.json").write_text(json.dumps(record, indent=1))
     return folder
 
 
+def trained_rows(rows: int) -> int:
+    """How many rows of a stream are trained on; the rest, its last, are those that FVU is watched on."""
+    return rows - min(VALIDATION, rows // 8)
+
+
 def _sides(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What is trained on, and the last rows of the stream, float32, on which FVU is watched."""
-    held = min(VALIDATION, len(x) // 8)
-    return x[:len(x) - held], x[len(x) - held:].float()
+    return x[:trained_rows(len(x))], x[trained_rows(len(x)):].float()
 
 
 def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) -> SAETrainer:

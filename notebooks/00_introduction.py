@@ -96,25 +96,8 @@ def measured(metric: str) -> tuple[float, float, float]:
 
 
 norm, vector = measured("r2_norm"), measured("r2_vector")
-tested = [  # the claim, its chapter, what was measured, the value, and the range it agrees in, as numbers and as words
-    ("The squared norm of the error is mostly linear in the activation", "02_norm", "R² of the squared norm", norm,
-     (0.9, 1), "above 0.90"),
-    ("About half of the error vector is linear in the activation", "03_vector", "R² of the vector", vector,
-     (0.3, 0.72), "0.30 to 0.72 †"),
-]
-if law:
-    ratio = scaling.slope_ratio(widths, draws)
-    gap = scaling.estimate(law.c - draws.fvu_nonlinear.mean(1), draws.effective)
-    tested += [
-        ("Nonlinear error is roughly constant in width at fixed sparsity", "04_scaling", "slope of FVU nonlinear / slope of FVU",
-         ratio, (-0.25, 0.25), "−0.25 to 0.25"),
-        ("Width does not remove all error: it ends at a constant above the nonlinear error", "04_scaling",
-         "$c$ − mean FVU nonlinear", gap, None if law.doubt else (0, np.inf), "above 0"),
-    ]
-claims = [(claim, chapter, label, value, words, run.claim(claim, label, value, agrees, n_eval))
-          for claim, chapter, label, value, agrees, words in tested]
-verdicts = pd.Series([each[-1] for each in claims])
-counts = ", ".join(f"{(verdicts == each).sum()} {each}" for each in ("agree", "differ", "cannot say"))
+claims = records.claims([each for each in records.load_all() if each["preset"] == p.name])
+told = [f"{(claims['verdict'] == each).sum()} {each}" for each in ("agree", "differ", "cannot say")]
 
 # %% tags=["hide-input"]
 fvu, nonlinear = measured("fvu"), measured("fvu_nonlinear")
@@ -130,20 +113,22 @@ and {n_eval:,}, from other {unit}, to score them. The SAE `{name}` has {table.lo
 {table.loc[name, 'l0']:.0f} are active on a token. It leaves {interval(*fvu)} of the variance of the activations unexplained.
 **Of this {interval(*linear)} is linear error, which a linear map of the activation predicts, and {interval(*nonlinear)} is
 nonlinear error** ({{numref}}`{main}`{' shows all widths' if law else ''}). A linear map explains {interval(*vector)} of the
-error vector and {interval(*norm)} of its squared norm ($R^2$). {spread} Of the paper's {len(claims)} claims that this run can
-test: {counts} ({{numref}}`tab-intro-claims`).
+error vector and {interval(*norm)} of its squared norm ($R^2$). {spread}
+{f"Of the {len(claims)} claims of the paper that this run tests: {', '.join(told)} ({{numref}}`tab-intro-claims`)." if len(claims)
+ else "The chapters test the paper's claims one by one."}
 {'This is the `smoke` preset: an early layer, little text and tiny SAEs, to see that everything runs. It never says more '
 'than *cannot say*.' if p.name == 'smoke' else ''}
 """)
 
 # %% tags=["hide-input"]
 figures.table(
-    pd.DataFrame([(claim, label, interval(*value), agrees, f"**{says}**", f"{{doc}}`{chapter}`")
-                  for claim, chapter, label, value, agrees, says in claims],
-                 columns=["the paper", "measured", "here", "agrees if within", "verdict", "chapter"]),
-    f"The paper's claims and this run ({basis}; the first two on `{name}`). *Agree*: our whole 95% interval lies in the range; "
-    "*differ*: the whole interval lies outside; else *cannot say*. † recalled from the paper's first version, unverified. "
-    "The ranges of the last two are this book's reading of the claim.", "tab-intro-claims")
+    pd.DataFrame({
+        "the paper says": claims["text"], "here": [interval(*each, 2) for each in claims[["value", "low", "high"]].to_numpy()],
+        "verdict": [f"**{each}**" for each in claims["verdict"]], "chapter": [f"{{doc}}`{each}`" for each in claims["notebook"]],
+    }),
+    "The paper's claims and this run. *Agree*: our whole 95% interval lies in the range that the claim states or, where it "
+    "states none, that this book reads into it; *differ*: all of it lies outside; else *cannot say*. {doc}`14_scoreboard` has "
+    "the ranges and what was measured.", "tab-intro-claims") if len(claims) else None
 
 # %% [markdown]
 # ## What an SAE is, and what its dark matter is
@@ -167,6 +152,16 @@ figures.table(
 # 2. {doc}`02_norm`: can one tell in advance how *large* the error is?
 # 3. {doc}`03_vector`: can one tell the error itself? The split into linear and nonlinear error.
 # 4. {doc}`04_scaling`: what happens as SAEs grow?
+# 5. {doc}`05_per_token`: the same, token by token.
+# 6. {doc}`06_norm_test`: why a norm can be predicted at all, and which vectors pass the test.
+# 7. {doc}`07_synthetic`: can the split be trusted? A check with errors that are known.
+# 8. {doc}`08_on_error`: SAEs trained on the two parts of the error.
+# 9. {doc}`09_interpret`: can their latents be understood?
+# 10. {doc}`10_downstream`: what the parts do to the model's predictions.
+# 11. {doc}`11_pursuit`: would a better encoder help?
+# 12. {doc}`12_components`: what SAEs at other places know of the error.
+# 13. {doc}`13_depth`: the same measurements from the first layers to the last.
+# 14. {doc}`14_scoreboard`: every claim, the measurement and the verdict in one table.
 #
 # Words are explained in the {doc}`../book/glossary`, symbols in {doc}`../book/notation`; {doc}`../book/figures` lists which
 # figure here belongs to which figure of the paper, and {doc}`90_provenance` the versions, the hardware and the time that
@@ -195,8 +190,6 @@ figures.table(
 # - **Not the paper's SAEs.** The default SAEs were trained by this project, on a few million tokens, and are narrower.
 # - **Not the authors' code.** Everything was written afresh. Where a number of the paper could not be found, the chapters say
 #   so and set nothing against it.
-# - **Not the whole paper.** These chapters cover the measurement of the error and its scaling. Whether its parts can be
-#   interpreted, what they do to the model's predictions, and how to reduce them is not covered.
 
 # %% tags=["hide-cell"]
 run.add_rows(result.rows[(result.rows["sae"] == name)

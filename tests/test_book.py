@@ -49,6 +49,24 @@ def test_a_notebook_that_reads_records_is_keyed_by_the_runs_before_it(home: Path
     assert book.run_key(other, SMOKE, {}, before[:1]) == book.run_key(other, SMOKE, {}, before[1:])
 
 
+def test_notebooks_that_read_records_run_last(home: Path) -> None:
+    for name, code in (("00_first", "records.load_all()"), ("01_one", "1"), ("02_two", "2")):
+        write_notebook(home / "notebooks", name, code)
+    assert [path.stem for path in book._sources(home, ())] == ["01_one", "02_two", "00_first"]
+
+
+def test_a_notebook_that_shows_other_presets_is_keyed_by_their_records(home: Path, tmp_path: Path) -> None:
+    reader = write_notebook(home / "notebooks", "14_all", "records.load_all(every_preset=True)")
+    mine, other = (tmp_path / name / "01_one.json" for name in (SMOKE.name, "other"))
+    keys = []
+    for path, text in ((mine, "1"), (mine, "2"), (other, "1"), (other, "2")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        keys.append(book.run_key(reader, SMOKE, {}, [], tmp_path))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
 def test_modules_are_found_through_one_another(tmp_path: Path) -> None:
     package = tmp_path / "pack"
     package.mkdir()

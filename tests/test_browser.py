@@ -49,7 +49,8 @@ CONTRAST = """(() => {
     .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const page = light(getComputedStyle(document.body).backgroundColor);
-  const colours = [...document.querySelectorAll('.dm-plot text')].map((e) => getComputedStyle(e).fill)
+  const onPage = (e) => !e.closest('.heatmap-label');  // numbers in cells: plotly takes black or white by the cell
+  const colours = [...document.querySelectorAll('.dm-plot text')].filter(onPage).map((e) => getComputedStyle(e).fill)
     .concat([...document.querySelectorAll('article p, figcaption, td')].map((e) => getComputedStyle(e).color));
   const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
   return { page, least: Math.min(...colours.map((c) => ratio(light(c), page))) };

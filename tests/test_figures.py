@@ -207,3 +207,9 @@ def test_figures_captions_and_tables_in_a_book_without_chromium(
     assert "../notebooks/one.html#fig-ladder" in index
     outside = [part[:80] for part in page.split('src="')[1:] if part.startswith(("http", "//"))]
     assert outside == []
+
+
+@pytest.mark.parametrize(("ends", "words"), [((0.3, 0.72), "0.30 to 0.72"), ((0.9, float("nan")), "above 0.90"),
+                                             ((float("nan"), 0), "below 0.00"), ((float("nan"),) * 2, "–")])
+def test_a_range_in_words(ends: tuple[float, float], words: str) -> None:
+    assert figures.within(*ends) == words

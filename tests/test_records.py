@@ -204,3 +204,15 @@ def test_smoke_never_says_more_than_cannot_say() -> None:
     assert told == ["cannot say", "agree"]
     assert full.claim("a claim", "a number", (0.5, 0.4, 0.6), None) == "cannot say"
     assert [claim["verdict"] for claim in full.finish()["claims"]] == ["agree", "cannot say"]
+
+
+def test_claims_of_several_records_as_one_table() -> None:
+    runs = [records.Run(name, presets.load("smollm2"), {}) for name in ("02_b", "03_c")]
+    runs[0].claim("one", "a", (0.5, 0.4, 0.6), (0.45, math.inf), 10, paper="half")
+    runs[1].claim("two", "b", (None, None, None), None)
+    found = records.claims([json.loads(json.dumps(run.finish())) for run in runs])
+    assert found[["notebook", "text", "paper", "verdict"]].to_numpy().tolist() == [
+        ["02_b", "one", "half", "cannot say"], ["03_c", "two", "–", "cannot say"]]
+    assert (found.least[0], found.low[0]) == (0.45, 0.4)
+    assert found[["most", "value"]].isna().to_numpy().tolist() == [[True, False], [True, True]]
+    assert records.claims([]).empty

@@ -60,7 +60,7 @@ def test_nothing_can_run_what_a_file_says() -> None:
 BASE = ["errors", "cache", "releases", "preset"]
 MEASURING = ["pile", "corpus", "model", "topk", "activations", "training", "saes", "codes", "regression", "survey",
              "decompose", "baselines", "scaling", "plan"]
-EXPERIMENTS = ["parts", "onerror", "scorers", "interpret", "pertoken", "theory", "synthetic", "components",
+EXPERIMENTS = ["parts", "onerror", "windows", "interpret", "scorers", "pertoken", "theory", "synthetic", "components",
                "downstream", "pursuit"]
 ROOMS = [*BASE, *MEASURING, *EXPERIMENTS, "records", "figures", "pairs", "pages", "book"]
 

@@ -1,0 +1,123 @@
+"""What a part of the error does to the model: cross entropy with other vectors in the place of x (section 5, Figure 9).
+
+Everything before the site is the same for all variants of a context, so it runs once: a hook at the site hands the
+rest of the model a batch of variants, where it got one context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from . import model
+from .activations import Activations
+from .errors import DarkmatterError
+from .regression import WIDE, LinearMap
+from .saes import LoadedSAE
+
+LOGITS = 2**28  # numbers in memory at once: a variant has one for each kept position and word of the vocabulary
+ROWS = 64  # positions whose logits are widened to float32 at once: they stay in the processor's cache
+
+
+class Stretch(NamedTuple):
+    """Kept tokens of one context, one after another."""
+
+    context: int
+    rows: slice
+    """Their rows in the activations."""
+
+
+def stretches(acts: Activations, held: np.ndarray, contexts: int, positions: int = 0, seed: int = 0) -> list[Stretch]:
+    """The first ``positions`` (0: all) kept tokens of some contexts, drawn without replacement, in order.
+
+    ``held`` bool [token]: which rows may be used. Raises DarkmatterError where no context is wholly among them.
+    """
+    if contexts < 1 or positions < 0:
+        raise DarkmatterError(f"Cross entropy takes at least 1 context and no negative number of positions; they are "
+                              f"{contexts} and {positions}.")
+    starts = acts.starts
+    whole = [c for c in range(len(starts) - 1) if starts[c] < starts[c + 1] and held[starts[c]:starts[c + 1]].all()]
+    if not whole:
+        raise DarkmatterError("There is no held-out context to measure cross entropy on: give more text.")
+    drawn = np.sort(np.random.default_rng(seed).permutation(whole)[:contexts])
+    ends = np.minimum(starts[drawn] + positions, starts[drawn + 1]) if positions else starts[drawn + 1]
+    return [Stretch(int(c), slice(int(starts[c]), int(end))) for c, end in zip(drawn, ends, strict=True)]
+
+
+class Parts(NamedTuple):
+    """x = sae + linear + nonlinear (section 3), float32 [n, d] each."""
+
+    sae: Tensor
+    linear: Tensor
+    nonlinear: Tensor
+
+
+def divided(each: LoadedSAE, b: LinearMap, x: Tensor) -> Parts:
+    """The three parts of x [n, d_in], for an SAE and the b* fitted to its error."""
+    sae, linear = each(x)[0], b(x)
+    return Parts(sae, linear, x - sae - linear)
+
+
+def noise(like: Tensor, seed: int) -> Tensor:
+    """Vectors of random direction, each as long as that row of ``like`` [n, d]."""
+    drawn = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like.device)
+    return drawn * (like.norm(dim=1) / drawn.norm(dim=1))[:, None]
+
+
+@torch.inference_mode()
+def losses(loaded: model.LoadedModel, site: str, tokens: np.ndarray, kept: np.ndarray, vectors: Tensor) -> Tensor:
+    """Next-token cross entropy in nats, float32 [variant, n], of one context with ``vectors`` [variant, n, d] put in.
+
+    tokens [position] int; kept [n] int: the positions at which they replace the activation at ``site``, and are scored.
+    Raises DarkmatterError for a site that the model does not have, or where the shapes do not fit.
+    """
+    model.check_site(loaded, site)
+    if vectors.ndim != 3 or vectors.shape[1] != len(kept) or int(kept.max(initial=0)) >= len(tokens) - 1:
+        raise DarkmatterError(f"Vectors of shape {list(vectors.shape)} cannot replace the activations at {len(kept)} "
+                              f"positions of a context of {len(tokens)} tokens, each with a token after it.")
+    device = next(loaded.bridge.original_model.parameters()).device
+    ids, where = (torch.as_tensor(each, dtype=torch.long, device=device) for each in (tokens, kept))
+    at_once = max(1, LOGITS // (len(kept) * loaded.bridge.cfg.d_vocab))
+    return torch.cat([_spliced(loaded.bridge, site, ids, where, some.to(device)) for some in vectors.split(at_once)])
+
+
+def _spliced(bridge: Any, site: str, ids: Tensor, where: Tensor, vectors: Tensor) -> Tensor:
+    def splice(value: Tensor, hook: Any) -> Tensor:
+        batch = value.expand(len(vectors), *value.shape[1:]).clone()
+        batch[:, where] = vectors.to(value.dtype).reshape(batch[:, where].shape)
+        return batch
+
+    until = int(where[-1]) + 1  # no token looks at a later one
+    logits = bridge.run_with_hooks(ids[None, :until], fwd_hooks=[(site, splice)], return_type="logits",
+                                   logits_to_keep=where)
+    following = ids[where + 1].split(ROWS)
+    return torch.stack([
+        torch.cat([cross_entropy(part.float(), token, reduction="none")
+                   for part, token in zip(variant.split(ROWS), following, strict=True)]) for variant in logits]).cpu()
+
+
+def measure(loaded: model.LoadedModel, site: str, acts: Activations, chosen: Sequence[Stretch],
+            variants: Callable[[Stretch], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Sums of cross entropy over each context, float64 [contexts] a variant, and their number of tokens n.
+
+    ``variants`` gives the vectors [n, d] of each variant for a stretch. ``regression.resample`` takes the result.
+    """
+    sums: dict[str, Tensor] = {}
+    for stretch in chosen:
+        named = variants(stretch)
+        found = losses(loaded, site, acts.text.tokens[stretch.context], acts.position[stretch.rows],
+                       torch.stack(list(named.values())))
+        for name, each in {"n": torch.ones(found.shape[1]), **dict(zip(named, found, strict=True))}.items():
+            total = sums.setdefault(name, torch.zeros(len(acts.text.tokens), dtype=WIDE))
+            total[stretch.context] = each.sum(dtype=WIDE)
+    return sums
+
+
+def recovered(totals: Mapping[str, Tensor], sae: str, spliced: str, original: str = "x") -> Tensor:
+    """100 (CE_sae − CE_spliced) / (CE_sae − CE_original) percent of the loss gap, for totals as of ``resample``."""
+    return 100 * (totals[sae] - totals[spliced]) / (totals[sae] - totals[original])

@@ -1,0 +1,206 @@
+"""Greedy codes against plain dense ones, against least squares, and on dictionaries where the answer is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from darkmatter import pursuit
+from darkmatter.errors import DarkmatterError
+from tests import tiny
+
+D, WIDTH = 24, 96
+
+
+def atoms(width: int = WIDTH, d: int = D, seed: int = 0) -> Tensor:
+    """Unit vectors, some of them close to others as in an overcomplete dictionary."""
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randn(width, d, generator=g)
+    rows[1::2] = rows[::2] + 0.4 * rows[1::2]
+    return nn.functional.normalize(rows, dim=1)
+
+
+def signals(n: int = 200, seed: int = 1) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    weights = torch.rand(n, WIDTH, generator=g) * (torch.rand(n, WIDTH, generator=g) < 0.08)
+    return 5 * weights @ atoms() + 0.3 * torch.randn(n, D, generator=g)
+
+
+def dense_gradient(x: Tensor, dictionary: Tensor, steps: int) -> np.ndarray:
+    """The paper's rule with one dense weight an atom, one token at a time, in float64."""
+    rows, found = dictionary.double().numpy(), []
+    for signal in x.double().numpy():
+        weight = np.zeros(len(rows))
+        for _ in range(steps):
+            residual = signal - weight @ rows
+            product = rows @ residual
+            chosen = weight != 0
+            chosen[product.argmax()] = True
+            gradient = product * chosen
+            move = gradient @ rows
+            weight = np.maximum(weight + (move @ residual) / (move @ move) * gradient, 0)
+        found.append(weight)
+    return np.stack(found)
+
+
+def dense_orthogonal(x: Tensor, dictionary: Tensor, steps: int) -> np.ndarray:
+    """Orthogonal matching pursuit with numpy's lstsq, one token at a time, in float64."""
+    rows, found = dictionary.double().numpy(), []
+    for signal in x.double().numpy():
+        weight, support = np.zeros(len(rows)), []
+        for _ in range(steps):
+            support.append(int(np.abs(rows @ (signal - weight @ rows)).argmax()))
+            weight[support] = np.linalg.lstsq(rows[support].T, signal, rcond=None)[0]
+        found.append(weight)
+    return np.stack(found)
+
+
+def spread(code: pursuit.Code, width: int = WIDTH) -> np.ndarray:
+    """The code with one dense weight an atom."""
+    return torch.zeros(len(code.index), width).scatter_add(1, code.index, code.weight).numpy()
+
+
+DENSE = {"gradient": dense_gradient, "orthogonal": dense_orthogonal}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 16])
+@pytest.mark.parametrize("rule", DENSE)
+def test_the_atoms_and_weights_are_those_of_the_dense_rule(rule: Any, steps: int) -> None:
+    code = pursuit.pursue(signals(), atoms(), steps, rule)
+    expected = DENSE[rule](signals(), atoms(), steps)
+    same = ((spread(code) != 0) == (expected != 0)).all(1)
+    assert same.mean() >= 0.98  # float32 may decide a tie otherwise
+    np.testing.assert_allclose(spread(code)[same], expected[same], atol=2e-3)
+
+
+def test_an_atom_can_be_clipped_away_and_chosen_again() -> None:
+    """Then there are fewer atoms than steps, and the two ways still agree (the case is not an empty one)."""
+    expected = dense_gradient(signals(), atoms(), 16)
+    assert ((expected != 0).sum(1) < 16).any()
+    code = pursuit.pursue(signals(), atoms(), 16)
+    assert (code.on.sum(1).numpy() == (expected != 0).sum(1)).mean() >= 0.98
+    for index, on in zip(code.index, code.on, strict=True):
+        assert len(set(index[on].tolist())) == int(on.sum()), "an atom holds one place"
+
+
+@pytest.mark.parametrize("rule", DENSE)
+def test_orthonormal_atoms_are_recovered_exactly(rule: Any) -> None:
+    """With orthonormal atoms the largest inner products are the weights themselves."""
+    dictionary = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(3))).Q
+    g = torch.Generator().manual_seed(4)
+    weight = (1 + torch.rand(50, D, generator=g)) * (torch.rand(50, D, generator=g) < 0.2)
+    code = pursuit.pursue(weight @ dictionary, dictionary, int((weight > 0).sum(1).max()), rule)
+    np.testing.assert_allclose(spread(code, D), weight, atol=1e-4)
+
+
+def test_gradient_pursuit_has_no_negative_weight_and_orthogonal_may() -> None:
+    assert bool((pursuit.pursue(signals(), atoms(), 8).weight >= 0).all())
+    assert bool((pursuit.pursue(signals(), atoms(), 8, "orthogonal").weight < 0).any())
+
+
+@pytest.mark.parametrize("rule", DENSE)
+def test_more_steps_never_fit_worse(rule: Any) -> None:
+    left = [(signals() - pursuit.pursue(signals(), atoms(), k, rule).sum(atoms())).square().sum(1) for k in (2, 5, 9)]
+    assert bool((left[1] <= left[0] + 1e-4).all())
+    assert bool((left[2] <= left[1] + 1e-4).all())
+
+
+def test_each_token_stops_at_its_own_number_of_steps() -> None:
+    steps = torch.arange(200) % 6
+    code, x = pursuit.pursue(signals(), atoms(), steps), signals()
+    for k in range(6):
+        alone = pursuit.pursue(x[steps == k], atoms(), k)
+        np.testing.assert_allclose(spread(code)[steps == k], spread(alone), atol=1e-5)
+    assert not code.on[steps == 0].any()
+
+
+@pytest.mark.parametrize("nominated", [1, 3, 16, 500])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_strongest_atom_is_exact_although_bfloat16_nominates(
+    signed: bool, nominated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of atoms that bfloat16 cannot tell apart: alone it would often be wrong."""
+    monkeypatch.setattr(pursuit, "NOMINATED", nominated)
+    rows = atoms(400, seed=5)
+    rows[1::2] = nn.functional.normalize(rows[::2] + 1e-3 * rows[1::2], dim=1)
+    x = signals(500, seed=6)
+    atom, product = pursuit.Dictionary(rows).strongest(x, signed)
+    exact = x.double() @ rows.double().T
+    exact = exact if signed else exact.abs()
+    torch.testing.assert_close(product if signed else product.abs(), exact.amax(1).float())
+    assert (atom == exact.argmax(1)).float().mean() > 0.99
+    rough = (x.bfloat16() @ rows.bfloat16().T).float()
+    assert ((rough if signed else rough.abs()).argmax(1) == exact.argmax(1)).float().mean() < 0.9
+
+
+def test_zero_signals_get_no_atoms() -> None:
+    for rule in ("gradient", "orthogonal"):
+        code = pursuit.pursue(torch.cat([torch.zeros(3, D), signals(2)]), atoms(), 4, rule)
+        assert code.on.sum(1).tolist() == [0, 0, 0, 4, 4]
+        assert bool(code.weight.isfinite().all())
+
+
+def test_no_tokens_and_no_steps() -> None:
+    assert len(pursuit.pursue(signals()[:0], atoms(), 3).index) == 0
+    assert pursuit.pursue(signals()[:4], atoms(), 0).sum(atoms()).abs().sum() == 0
+
+
+def test_too_many_steps_get_one_sentence() -> None:
+    with pytest.raises(DarkmatterError, match="A code of 97 atoms takes at least as many in the dictionary; it has 96"):
+        pursuit.pursue(signals(), atoms(), 97)
+
+
+def test_refit_is_least_squares_on_the_same_atoms() -> None:
+    each, x = tiny.loaded("toy", tiny.topk(32, 4)), tiny.features(60)
+    code, b = pursuit.encoder(each, x), each.sae.b_dec.data
+    torch.testing.assert_close(code.sum(each.sae.W_dec.data) + b, each(x)[0])
+    better = pursuit.refit(x - b, each.sae.W_dec.data, code)
+    rows = each.sae.W_dec.data.double().numpy()
+    for i in range(len(x)):
+        on = code.index[i][code.on[i]].numpy()
+        weight = np.linalg.lstsq(rows[on].T, (x[i] - b).double().numpy(), rcond=None)[0]
+        np.testing.assert_allclose(better.weight[i][code.on[i]], weight, atol=1e-3)
+    assert torch.equal(better.on, code.on)
+
+
+def test_atoms_in_common_are_those_on_in_both() -> None:
+    a = pursuit.Code(torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1.0, 1, 1], [1, 0, 1]]))
+    b = pursuit.Code(torch.tensor([[3, 9, 1, 0], [5, 6, 4, 4]]), torch.tensor([[2.0, 1, -1, 0], [1, 1, 0, 0]]))
+    assert pursuit.among(a, b).tolist() == [[True, False, True], [False, False, True]]
+    assert pursuit.among(b, a).tolist() == [[True, False, True, False], [False, True, False, False]]
+
+
+def test_what_is_unexplained_is_that_of_lstsq_fitted_to_each_error() -> None:
+    acts, p = tiny.acts(), tiny.preset()
+    rows = np.random.default_rng(0).permutation(len(acts.x))[:1500]
+    fit = acts.context < 40
+    x = acts.x[rows].double().numpy()
+    errors = {"one": torch.from_numpy(np.tanh(x)).float(), "two": torch.from_numpy(0.3 * x + np.sin(x)).float()}
+    found = pursuit.unexplained(p, acts, rows, fit, errors)
+    inside, wide = fit[rows], np.column_stack([x, np.ones(len(x))])
+    variance = np.square(x[~inside] - x[~inside].mean(0)).sum()
+    assert found.fvu.shape == (p.bootstrap + 1, 2)
+    for column, error in enumerate(each.double().numpy() for each in errors.values()):
+        left = error - wide @ np.linalg.lstsq(wide[inside], error[inside], rcond=None)[0]
+        assert found.fvu[0, column] == pytest.approx(np.square(error[~inside]).sum() / variance, rel=1e-4)
+        assert found.fvu_nonlinear[0, column] == pytest.approx(np.square(left[~inside]).sum() / variance, rel=1e-3)
+
+
+def test_too_few_rows_to_fit_get_one_sentence() -> None:
+    acts, rows = tiny.acts(), np.arange(10)
+    with pytest.raises(DarkmatterError, match="takes at least 17 tokens to fit; there are 10"):
+        pursuit.unexplained(tiny.preset(), acts, rows, np.ones(len(acts.x), bool), {"one": acts.x[rows].float()})
+
+
+def test_the_mean_over_tokens_and_its_draws() -> None:
+    acts, rows = tiny.acts(), np.arange(0, 2400, 7)
+    values = torch.from_numpy(acts.text.source[acts.context[rows]] % 2)[:, None] * torch.tensor([1.0, 3.0])
+    draws, effective = pursuit.mean(tiny.preset(), acts, rows, values)
+    assert draws.shape == (101, 2)
+    np.testing.assert_allclose(draws[0], values.double().mean(0))
+    assert draws[1:, 0].std() > 0.02
+    assert 25 < effective <= 30
