@@ -68,7 +68,7 @@ if most_active < 3:
 result = survey.run(p)
 table, acts = result.table(), result.acts
 names = list(table["sae"])
-name = next(s for s, ref in zip(result.rows["sae"].unique(), p.saes, strict=True) if ref == p.default_sae)
+name = result.names[p.default_sae]
 rows = pertoken.Rows.of(p, acts)
 held, n_eval = (~rows.fit).numpy(), int((~rows.fit).sum())
 basis = f"{n_eval:,} held-out tokens of {len(set(rows.clusters[acts.context[held]]))} sources"
@@ -299,7 +299,7 @@ def on(features: torch.Tensor, *vs: torch.Tensor) -> np.ndarray:
 
 own = {}
 own_x, = on(x, x)
-for each, ref in zip(result.rows["sae"].unique(), p.saes, strict=True):
+for ref, each in result.names.items():
     five = vectors(ref)
     own |= {(each, v): own_x if v == "x" else on(five[v], five[v])[0] for v in TITLES}
 five = vectors(p.default_sae)
@@ -402,7 +402,7 @@ if stored:
                "the rarest four fifths": part_of(rank < 0.8), "SaeError + a random tenth": five["error"] + part_of(lots < 0.1)}
 wider = scaling.ladder(table).query("sae != @name and width > @opened.width")
 if len(wider) and name in set(scaling.ladder(table)["sae"]):
-    ref = p.saes[list(result.rows["sae"].unique()).index(wider["sae"].iloc[-1])]
+    ref = next(ref for ref, each in result.names.items() if each == wider["sae"].iloc[-1])
     missed[f"what {wider['width'].iloc[-1]:,} latents add"] = vectors(ref)["sae"] - five["sae"]
 
 variance = float((x[~thin.fit] - x[~thin.fit].mean(0)).square().sum())
