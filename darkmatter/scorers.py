@@ -47,7 +47,7 @@ For each text, answer 1 if the detector would react to it and 0 if not. Answer w
 and nothing else."""
 
 
-def embed(texts: Sequence[str], batch: int = 64) -> np.ndarray:
+def embed(texts: Sequence[str], batch: int = 256) -> np.ndarray:
     """Sentence embeddings by all-MiniLM-L6-v2, float32 [text, 384], of length 1; cached.
 
     Mean of the last layer over a text's word pieces, as the model was trained. Raises DarkmatterError where the

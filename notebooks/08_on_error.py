@@ -149,6 +149,15 @@ figures.table(brief.pivot_table(index="tokens", columns="target", values="FVU", 
               f"FVU of two TopK SAEs (width {width:,}, $k$ = {k}) in the course of a short training run, on held-out tokens. "
               f"It sees {short['linear']['distinct_tokens']:,} different tokens.", "tab-on-error-short")
 
+# %% tags=["hide-input"]
+begun, ended = (float(np.sign(brief[brief["target"] == LABELS["nonlinear"]]["FVU"].iloc[at]
+                              - brief[brief["target"] == LABELS["linear"]]["FVU"].iloc[at])) for at in (0, -1))
+prose(f"""
+At the end of this short run the {LABELS['nonlinear' if ended > 0 else 'linear']} has the higher FVU.
+{'At its first checkpoint it was the other way round: the order of the two depends on how long one trains, and can be read only from runs that have converged.'
+if begun != ended else 'So it had at the first checkpoint.'}
+""")
+
 # %% [markdown]
 # ## Trained to convergence
 #
@@ -196,7 +205,7 @@ if trained:
 # %% tags=["hide-input"]
 if trained:
     more = history[history["last"] & (history["trained on"] > usual)].groupby("target")["fvu"].mean()
-    factor = int(history["trained on"].max() // usual)
+    factor = round(history["trained on"].max() / usual)
     steps = {which: curves[curves["target"] == which].sort_values("tokens")["value"].to_numpy() for which in LABELS}
     rows = {
         "target": [LABELS[which] for which in LABELS],
@@ -280,10 +289,12 @@ if trained:
     }), f"Statements of the paper, and this run (n = {n_eval:,} held-out tokens of {sources} sources).", "tab-on-error-agreement"))
     display(prose(f"""
     {'The sign is the paper’s.' if difference[0] > 0 else 'The sign is not the paper’s: here LinearError is the harder one.'}
-    Where the numbers come from: LinearError fills effectively {number(dimension['linear'], 0)} dimensions and NonlinearError
-    {number(dimension['nonlinear'], 0)}, of {acts.x.shape[1]}; PCA with {k} directions leaves {number(pca['linear'][0], 2)} and
-    {number(pca['nonlinear'][0], 2)}. What differs from the paper: the model, the width of the SAEs ({width:,} latents for
-    {acts.x.shape[1]} dimensions), and {usual / 1e6:,.2g} million training tokens instead of about 100 million.
+    {'By their spectra the order would be the opposite: PCA and the Gaussians leave more of LinearError. So the spectra do not explain the difference; they hide part of it.'
+    if difference[0] > 0 > plain and pca['nonlinear'][0] < pca['linear'][0] else
+    'By their spectra alone, the order would be the same, so a part of the difference needs no sparse features to explain it.'
+    if difference[0] * plain > 0 else 'PCA and the Gaussians do not agree on which part is harder by its spectrum alone.'}
+    What differs from the paper: the model, the width of the SAEs ({width:,} latents for {acts.x.shape[1]} dimensions), and
+    {usual / 1e6:,.2g} million training tokens instead of about 100 million.
     """))
 
 # %% tags=["hide-cell"]

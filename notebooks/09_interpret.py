@@ -105,11 +105,13 @@ figures.table(pd.DataFrame({
     "tab-interpret-latents")
 
 # %% tags=["hide-input"]
-prose(f"""
-{f'**There are no SAEs on the error of `{base.name}`, so only the SAE on x is scored.** {missing}' if missing else ''}
-{'' if much else f'This text has {len(cut.tokens)} windows. That is too few for the paper’s 200 examples a latent, so {how.least} '
- 'suffice here; the numbers below show the method and little more.'}
-""")
+if missing:
+    display(prose(f"**There are no SAEs on the error of `{base.name}`, so only the SAE on x is scored.** {missing}"))
+if not much:
+    display(prose(f"""
+    This text has {len(cut.tokens)} windows. That is too few for the paper’s 200 examples a latent, so {how.least} suffice here;
+    the numbers below show the method and little more.
+    """))
 
 # %% [markdown]
 # ## What a latent reacts to
@@ -248,8 +250,8 @@ drop = {which: float(each.loc["balanced", "value"] - each.loc["balanced, same do
 prose("\n".join([
     f"From Q1 to Q10 the accuracy changes by {', '.join(f'{change:+.2f} ({LABELS[which]})' for which, change in rise.items())}. With "
     f"windows of the same domains the balanced accuracy is lower by "
-    f"{', '.join(f'{number(change, 2)} ({LABELS[which]})' for which, change in drop.items())}: "
-    f"{'much of what this scorer sees is the kind of text.' if min(drop.values()) > 0.03 else 'the kind of text explains little of it.'}",
+    f"{', '.join(f'{number(change, 2)} ({LABELS[which]})' for which, change in drop.items())}. That much of the score is due to "
+    f"the kind of text alone.",
     "", *lines]))
 
 # %% [markdown]

@@ -29,8 +29,9 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # a preset's name, or the path of a YAML file
 sae: str = ""  # other SAEs than the preset's, with commas between: release:sae_id, directory, artifact:NAME or train:WIDTHxL0
-loss_contexts: int = -1  # held-out contexts to run the model on; -1: one for 15 of the preset's, at least 3
-loss_positions: int = -1  # kept tokens of each context that are replaced and scored, from the first on; 0: all; -1: two in five
+loss_contexts: int = -1  # held-out contexts to run the model on with every SAE; -1: one for 15 of the preset's, at least 3
+more_contexts: int = -1  # further held-out contexts, with one SAE and without controls; -1: twice as many
+loss_positions: int = -1  # kept tokens of each context that are replaced and scored, from the first on; 0: all; -1: a quarter
 
 # %% tags=["hide-input"]
 import time
@@ -43,12 +44,14 @@ import torch
 from IPython.display import display
 
 from darkmatter import downstream, figures, model, parts, records, regression, saes, scaling, survey
-from darkmatter.figures import interval, number, prose
+from darkmatter.figures import interval, prose
 
-run = records.start("10_downstream", preset, sae=sae, loss_contexts=loss_contexts, loss_positions=loss_positions)
+run = records.start("10_downstream", preset, sae=sae, loss_contexts=loss_contexts, more_contexts=more_contexts,
+                    loss_positions=loss_positions)
 p = run.preset
 contexts = max(3, p.contexts // 15) if loss_contexts == -1 else loss_contexts
-positions = max(1, 2 * len(p.kept) // 5) if loss_positions == -1 else loss_positions
+further = 2 * contexts if more_contexts == -1 else more_contexts
+positions = max(1, len(p.kept) // 4) if loss_positions == -1 else loss_positions
 
 # %% [markdown]
 # ## Four versions of one activation
@@ -69,15 +72,19 @@ positions = max(1, 2 * len(p.kept) // 5) if loss_positions == -1 else loss_posit
 # large the part is. The **share of variance** is the same fraction with the squared error $\lVert x - z\rVert^2$ in the
 # place of the loss. The **share of norm** is the part's mean length, divided by the sum of the mean lengths of both parts.
 #
-# The contexts are of held-out {term}`sources <source>`. $b^*$ is the one of the survey, fitted on the other sources.
+# The contexts are of held-out {term}`sources <source>`. $b^*$ is the one of the survey, fitted on the other sources. To run
+# the model is most of the work, so all SAEs are compared on some contexts, and one SAE, the one that the claim is tested on,
+# on more.
 
 # %%
 acts = survey.run(p).acts
 fit = survey.fitted_rows(p, acts, survey.PROTOCOLS["strict"])
-chosen = downstream.stretches(acts, ~fit, contexts, positions, p.seed)
+chosen = downstream.stretches(acts, ~fit, contexts + max(0, further), positions, p.seed)
+common = downstream.stretches(acts, ~fit, contexts, positions, p.seed)  # the first ones drawn: they are among the chosen
 rows = np.concatenate([np.arange(each.rows.start, each.rows.stop) for each in chosen])
 x = acts.x[rows].float()
-starts = np.cumsum([0, *(each.rows.stop - each.rows.start for each in chosen)])
+ends = np.cumsum([each.rows.stop - each.rows.start for each in chosen])
+place = {each.context: slice(int(end) - (each.rows.stop - each.rows.start), int(end)) for each, end in zip(chosen, ends, strict=True)}
 
 # %%
 opened = {each.name: each for each in (saes.load(ref, p) for ref in p.saes)}
@@ -101,18 +108,24 @@ instead = {
     ("nonlinear", "random"): downstream.noise(own.nonlinear, p.seed + 2),
     ("nonlinear", "another token's"): own.nonlinear[order],
 }
-fixed = {"x": x, "mean": average.expand_as(x), "x + random": x + downstream.noise(x - own.sae, p.seed + 3)}
+scale = {"mean": average.expand_as(x), "x + random": x + downstream.noise(x - own.sae, p.seed + 3)}
 
 
-def variants(stretch: downstream.Stretch) -> dict[str, torch.Tensor]:
-    """Every version of one context's activations, by name."""
-    at = [each.context for each in chosen].index(stretch.context)
-    here = slice(int(starts[at]), int(starts[at + 1]))
-    found = {label: each[here] for label, each in fixed.items()}
+def of_one(stretch: downstream.Stretch) -> dict[str, torch.Tensor]:
+    """x, and the three versions of one SAE, for one context."""
+    here, each = place[stretch.context], divided[name]
+    return {"x": x[here], f"{name} sae": each.sae[here], f"{name} linear": (each.sae + each.linear)[here],
+            f"{name} nonlinear": (each.sae + each.nonlinear)[here]}
+
+
+def of_all(stretch: downstream.Stretch) -> dict[str, torch.Tensor]:
+    """Every version of one context's activations."""
+    here, found = place[stretch.context], of_one(stretch)
     for sae_name, each in divided.items():
         found |= {f"{sae_name} sae": each.sae[here], f"{sae_name} linear": (each.sae + each.linear)[here],
                   f"{sae_name} nonlinear": (each.sae + each.nonlinear)[here]}
-    return found | {f"{name} {part}, {kind}": (own.sae + each)[here] for (part, kind), each in instead.items()}
+    found |= {f"{name} {part}, {kind}": (own.sae + each)[here] for (part, kind), each in instead.items()}
+    return found | {label: each[here] for label, each in scale.items()}
 
 
 # %% [markdown]
@@ -122,9 +135,9 @@ def variants(stretch: downstream.Stretch) -> dict[str, torch.Tensor]:
 
 # %%
 loaded = model.load(p)
-first = chosen[0]
+first = common[0]
 tokens, kept = acts.text.tokens[first.context], acts.position[first.rows]
-stack = torch.stack(list(variants(first).values()))
+stack = torch.stack(list(of_all(first).values()))
 
 
 def seconds(what: Callable[[], object]) -> float:
@@ -143,7 +156,7 @@ begun = time.perf_counter()
 together_losses = downstream.losses(loaded, p.site, tokens, kept, stack)
 together = time.perf_counter() - begun
 plain = model.losses(loaded, tokens[None])[0, kept]
-put_back = float(together_losses[list(variants(first)).index("x")].mean()) - float(plain.mean())
+put_back = float(together_losses[list(of_all(first)).index("x")].mean()) - float(plain.mean())
 assert abs(put_back) < 0.02, "putting x back should leave the loss as it was"
 
 # %% tags=["hide-input"]
@@ -164,7 +177,9 @@ With $x$ put back the mean loss of this context changes by {put_back:+.4f} nats,
 # on the same text.
 
 # %%
-sums = downstream.measure(loaded, p.site, acts, chosen, variants)
+sums = downstream.measure(loaded, p.site, acts, common, of_all)
+rest = [each for each in chosen if each not in common]
+more = downstream.measure(loaded, p.site, acts, rest, of_one) if rest else {}
 owner = torch.from_numpy(acts.context[rows]).long()
 for sae_name, each in divided.items():
     lengths = {"error²": (x - each.sae).double().square().sum(1), "linear²": each.linear.double().square().sum(1),
@@ -172,32 +187,38 @@ for sae_name, each in divided.items():
                "nonlinear": each.nonlinear.norm(dim=1)}
     sums |= {f"{sae_name} |{key}|": torch.zeros(len(acts.text.tokens)).double().index_add(0, owner, values.double())
              for key, values in lengths.items()}
-ids = regression.clusters(acts.text.source)
-totals = regression.resample(sums, ids, p.bootstrap, p.seed)
-effective, n = float(totals["effective"][0]), int(totals["n"][0])
 
 # %%
-def estimate(draws: torch.Tensor) -> tuple[float, float | None, float | None]:
+ids = regression.clusters(acts.text.source)
+joined = {key: sums[key] + more.get(key, 0) for key in sums if key in ("n", *of_one(first)) or key.startswith(f"{name} |")}
+totals = {"common": regression.resample(sums, ids, p.bootstrap, p.seed), "all": regression.resample(joined, ids, p.bootstrap, p.seed)}
+effective, n = ({which: float(each[key][0]) for which, each in totals.items()} for key in ("effective", "n"))
+unit = "sources" if len(set(acts.text.source)) >= regression.MIN_SOURCES else "blocks of contexts"
+basis = {which: f"{n[which]:,.0f} tokens of {len(of)} held-out contexts, {int(totals[which]['sources'][0])} {unit}"
+         for which, of in (("common", common), ("all", chosen))}
+
+# %%
+def estimate(draws: torch.Tensor, which: str = "common") -> tuple[float, float | None, float | None]:
     """Value and 95% interval of draws [1 + n]."""
-    return scaling.estimate(draws.numpy(), effective)
+    return scaling.estimate(draws.numpy(), effective[which])
 
 
-def shares(sae_name: str, part: str) -> dict[str, torch.Tensor]:
+def shares(sae_name: str, part: str, which: str = "common") -> dict[str, torch.Tensor]:
     """Percent of the loss gap, of variance and of norm that a part of this SAE's error stands for, draw by draw."""
-    other = "linear" if part == "nonlinear" else "nonlinear"
-    length = {key: totals[f"{sae_name} |{key}|"] for key in ("error²", "linear²", "nonlinear²", "linear", "nonlinear")}
-    return {"loss gap": downstream.recovered(totals, f"{sae_name} sae", f"{sae_name} {part}"),
+    of, other = totals[which], "linear" if part == "nonlinear" else "nonlinear"
+    length = {key: of[f"{sae_name} |{key}|"] for key in ("error²", "linear²", "nonlinear²", "linear", "nonlinear")}
+    return {"loss gap": downstream.recovered(of, f"{sae_name} sae", f"{sae_name} {part}"),
             "variance": 100 * (1 - length[f"{other}²"] / length["error²"]),
             "norm": 100 * length[part] / (length["linear"] + length["nonlinear"])}
 
 
+l0 = {each.name: float(each.k or each(x)[1].double().mean()) for each in opened.values()}
 found = pd.DataFrame([
-    {"sae": each.name, "width": each.width, "L0": each.k or float((each(x)[1]).double().mean()), "part": part, "measure": measure,
+    {"sae": each.name, "width": each.width, "L0": l0[each.name], "part": part, "measure": measure,
      **dict(zip(("value", "low", "high"), estimate(draws), strict=True))}
     for each in opened.values() for part in ("linear", "nonlinear") for measure, draws in shares(each.name, part).items()])
-gap = {each: estimate((totals[f"{each} sae"] - totals["x"]) / totals["n"]) for each in opened}
-unit = "sources" if len(set(acts.text.source)) >= regression.MIN_SOURCES else "blocks of contexts"
-basis = f"{n:,} tokens of {len(chosen)} held-out contexts, {int(totals['sources'][0])} {unit}"
+by_name = totals["common"]
+gap = {each: estimate((by_name[f"{each} sae"] - by_name["x"]) / by_name["n"]) for each in opened}
 
 # %% tags=["hide-input"]
 def cells(part: str, measure: str) -> list[str]:
@@ -206,18 +227,18 @@ def cells(part: str, measure: str) -> list[str]:
     return [interval(*row, 1) for row in these[["value", "low", "high"]].to_numpy()]
 
 
-plain_loss, without = totals["x"] / totals["n"], totals["mean"] / totals["n"]
+plain_loss, without = by_name["x"] / by_name["n"], by_name["mean"] / by_name["n"]
 listed = found.drop_duplicates("sae")
 display(figures.table(pd.DataFrame({
     "width": listed["width"], "L0": listed["L0"], "loss gap, nats": [interval(*gap[each]) for each in opened],
     "+ LinearError: loss, %": cells("linear", "loss gap"), "variance, %": cells("linear", "variance"),
     "+ NonlinearError: loss, %": cells("nonlinear", "loss gap"), " variance, %": cells("nonlinear", "variance"),
 }), f"The loss that Sae(x) adds, and the share of it that each part of the error gives back, beside the part's share of the "
-    f"variance of the error. n = {basis}.", "tab-downstream", digits={"L0": 0}))
-scale = estimate(100 * (without - totals[f"{name} sae"] / totals["n"]) / (without - plain_loss))
+    f"variance of the error. n = {basis['common']}.", "tab-downstream", digits={"L0": 0}))
+kept_share = estimate(100 * (without - by_name[f"{name} sae"] / by_name["n"]) / (without - plain_loss))
 prose(f"""
 The model's own loss on these tokens is {interval(*estimate(plain_loss))} nats. With the mean activation in every place it
-would be {interval(*estimate(without))}. Of that difference, `{name}` keeps {interval(*scale, 1)}%.
+would be {interval(*estimate(without))}. Of that difference, `{name}` keeps {interval(*kept_share, 1)}%.
 """)
 
 # %% tags=["hide-input"]
@@ -248,7 +269,7 @@ def shown(these: pd.DataFrame, label: str, x_title: str, settings: list[str], wo
     loss = these[these["measure"] == "loss gap"]
     display(figures.finish(
         drawn(these, x_title, settings), label, f"The share of the loss gap that each part of the error gives back, {words}. "
-        f"Bars: 95% intervals over {unit}. Marks: the part's share of variance and of norm. n = {basis}.",
+        f"Bars: 95% intervals over {unit}. Marks: the part's share of variance and of norm. n = {basis['common']}.",
         "; ".join(f"{row.part} at {row.width:,}, L0 {row.L0:.0f}: {row.value:.0f}% of the loss" for row in loss.itertuples()),
         paper="Figure 9"))
 
@@ -272,8 +293,7 @@ else:
     display(prose("No width of this run has SAEs at more than one L0, so the figure by L0 is left out."))
 
 # %% tags=["hide-input"]
-both = {each: estimate(downstream.recovered(totals, f"{each} sae", f"{each} linear")
-                       + downstream.recovered(totals, f"{each} sae", f"{each} nonlinear")) for each in opened}
+both = {each: estimate(shares(each, "linear")["loss gap"] + shares(each, "nonlinear")["loss gap"]) for each in opened}
 low_sum, high_sum = min(both.values())[0], max(both.values())[0]
 apart = sum(one[1] is not None and one[1] > 100 for one in both.values())
 per = {part: by_width[(by_width["part"] == part) & (by_width["measure"] == "loss gap")]["value"] for part in COLOURS}
@@ -296,16 +316,16 @@ The two shares need not add up to 100%: over the SAEs their sum goes from {low_s
 kinds = {"the part itself": "", "another token's": ", another token's", "random": ", random"}
 controls = pd.DataFrame([
     {"part": f"{part.capitalize()}Error", "added": kind,
-     **dict(zip(("value", "low", "high"), estimate(downstream.recovered(totals, f"{name} sae", f"{name} {part}{suffix}")), strict=True))}
+     **dict(zip(("value", "low", "high"), estimate(downstream.recovered(by_name, f"{name} sae", f"{name} {part}{suffix}")), strict=True))}
     for part in COLOURS for kind, suffix in kinds.items()])
-harm = {label: (totals[label] - totals["x"]) / totals["n"] for label in (f"{name} sae", "x + random")}
+harm = {label: (by_name[label] - by_name["x"]) / by_name["n"] for label in (f"{name} sae", "x + random")}
 times = harm[f"{name} sae"] / harm["x + random"]
 
 # %% tags=["hide-input"]
 fig = figures.bars_by_setting(controls, "part", group="added", y_title="% of the loss gap recovered")
 figures.finish(
     fig, "fig-downstream-controls", f"The share of the loss gap of `{name}` that is recovered by adding to Sae(x) a part of its "
-    f"error, the same part of another token, and a random vector of the part's length. 95% intervals over {unit}; n = {basis}.",
+    f"error, the same part of another token, and a random vector of the part's length. 95% intervals over {unit}; n = {basis['common']}.",
     "; ".join(f"{row.part}, {row.added}: {row.value:.0f}%" for row in controls.itertuples()))
 
 # %% tags=["hide-input"]
@@ -313,6 +333,8 @@ value = {(row.part, row.added): (row.value, row.low, row.high) for row in contro
 helps = [f"{part} of another token" for part in ("LinearError", "NonlinearError")
          if (value[part, "another token's"][1] or 0) > 0]
 harmful = sum((value[part, kind][2] or 0) < 0 for part in ("LinearError", "NonlinearError") for kind in ("another token's", "random"))
+own_direction = all((value[part, "the part itself"][1] or -np.inf) > (np.inf if value[part, kind][2] is None else value[part, kind][2])
+                    for part in ("LinearError", "NonlinearError") for kind in ("another token's", "random"))
 fold = estimate(times)
 prose(f"""
 A random vector of the right length recovers {interval(*value['LinearError', 'random'], 0)}% in the place of LinearError and
@@ -320,7 +342,8 @@ A random vector of the right length recovers {interval(*value['LinearError', 'ra
 {interval(*value['LinearError', "another token's"], 0)}% and {interval(*value['NonlinearError', "another token's"], 0)}%.
 {f'{harmful} of these four do harm, their whole intervals below zero.' if harmful else 'None of these four clearly does harm.'}
 {f'What still helps: {" and ".join(helps)}, which shares its mean with the right one.' if helps else ''}
-So it is the direction of a part at its own token that the model uses.
+{'Each part itself does better than any of its stand-ins, beyond the intervals: it is the direction of a part at its own token that the '
+ 'model uses.' if own_direction else 'On this text the intervals of the parts and of their stand-ins overlap.'}
 
 Is SaeError worse for the model than any error of its length? Gurnee found that SAE errors in GPT-2 move the model's output 2 to 4.5
 times as much as random vectors of the same length {{cite:p}}`gurnee2024pathological`. Here Sae(x) costs
@@ -337,39 +360,49 @@ times as much as random vectors of the same length {{cite:p}}`gurnee2024patholog
 
 # %%
 close = (0.8, 1.25)
-ratio = {measure: shares(name, "nonlinear")["loss gap"] / shares(name, "nonlinear")[measure] for measure in ("variance", "norm")}
+mine = shares(name, "nonlinear", "all")
+ratio = {measure: mine["loss gap"] / mine[measure] for measure in ("variance", "norm")}
 verdicts = {measure: run.claim(
     f"NonlinearError affects the loss in proportion to its share of {measure}.",
-    f"share of the loss gap recovered by NonlinearError / its share of {measure}, of {name}", estimate(draws), close, n,
-    paper="proportional (read here as: 0.8 to 1.25)") for measure, draws in ratio.items()}
+    f"share of the loss gap recovered by NonlinearError / its share of {measure}, of {name}", estimate(draws, "all"), close,
+    int(n["all"]), paper="proportional (read here as: 0.8 to 1.25)") for measure, draws in ratio.items()}
 
 # %% tags=["hide-input"]
+def beside_one(value: float, low: float | None, high: float | None) -> str:
+    """What the interval of a ratio says of it."""
+    return "less than" if high is not None and high < 1 else "more than" if low is not None and low > 1 else "not clearly more or less than"
+
+
+of_ratio = {measure: estimate(draws, "all") for measure, draws in ratio.items()}
 display(figures.table(pd.DataFrame({
     "the paper": [f"loss in proportion to the share of {measure}" for measure in ratio],
     "measured": [f"loss share / {measure} share" for measure in ratio],
-    "here": [interval(*estimate(draws), 2) for draws in ratio.values()], "agrees if within": ["0.80 to 1.25"] * len(ratio),
+    "here": [interval(*each, 2) for each in of_ratio.values()], "agrees if within": ["0.80 to 1.25"] * len(ratio),
     "verdict": [f"**{each}**" for each in verdicts.values()],
-}), f"The claim about NonlinearError, for `{name}`. n = {basis}.", "tab-downstream-agreement"))
-mine = {measure: estimate(draws) for measure, draws in shares(name, "nonlinear").items()}
-side = "more" if mine["loss gap"][0] > mine["variance"][0] else "less"
+}), f"The claim about NonlinearError, for `{name}`. n = {basis['all']}.", "tab-downstream-agreement"))
+own_share = {measure: estimate(draws, "all") for measure, draws in mine.items()}
+stays = estimate(100 - shares(name, "linear", "all")["loss gap"], "all")
+open_ones = [f"its share of {measure}, from {of_ratio[measure][1]:.2f} to {of_ratio[measure][2]:.2f}" for measure, said in verdicts.items()
+             if said == "cannot say" and p.name != "smoke" and of_ratio[measure][1] is not None]
 prose(f"""
-For `{name}`, NonlinearError is {interval(*mine['variance'], 0)}% of the variance of the error and {interval(*mine['norm'], 0)}% of the norm, and gives
-back {interval(*mine['loss gap'], 0)}% of the loss: {side} than its share of variance. What is left out when only LinearError is given back
-points the same way: {number(100 - estimate(shares(name, 'linear')['loss gap'])[0], 0)}% of the gap stays.
-{'So NonlinearError is no harmless remainder: a reader of SAEs who discards it discards what the model uses.' if (mine['loss gap'][1] or 0) > 0 else ''}
+For `{name}`, NonlinearError is {interval(*own_share['variance'], 0)}% of the variance of the error and {interval(*own_share['norm'], 0)}% of the norm,
+and gives back {interval(*own_share['loss gap'], 0)}% of the loss gap: {beside_one(*of_ratio['variance'])} its share of variance,
+{beside_one(*of_ratio['norm'])} its share of norm. Where it is left out and only LinearError is given back, {interval(*stays, 0)}% of the gap stays.
+{'So NonlinearError is no harmless remainder: the model uses it.' if (own_share['loss gap'][1] or 0) > 0 else ''}
+{f'Where the verdict is open, the interval reaches beyond an end of the range (for {" and ".join(open_ones)}): the loss of {int(n["all"]):,} tokens is too few to tell.' if open_ones else ''}
 What differs from the paper: one model of {acts.x.shape[1]} dimensions; {f'the first {positions} kept tokens of each context rather than all'
 if positions else 'all kept tokens of each context, as there'}; {len(chosen)} contexts rather than 300; and contexts that $b^*$ has not seen.
 """)
 
 # %% tags=["hide-cell"]
 for row in found.itertuples():
-    run.add(f"share of {row.measure}, {row.part} error, %", row.value, row.low, row.high, n, "tokens", row.sae)
+    run.add(f"share of {row.measure}, {row.part} error, %", row.value, row.low, row.high, int(n["common"]), "tokens", row.sae)
 for each, value_of in gap.items():
-    run.add("loss gap, nats", *value_of, n, "tokens", each)
-    run.add("sum of both shares of the loss gap, %", *both[each], n, "tokens", each)
+    run.add("loss gap, nats", *value_of, int(n["common"]), "tokens", each)
+    run.add("sum of both shares of the loss gap, %", *both[each], int(n["common"]), "tokens", each)
 for row in controls[controls["added"] != "the part itself"].itertuples():
-    run.add(f"share of loss gap, {row.part} ({row.added}), %", row.value, row.low, row.high, n, "tokens", name)
-run.add("loss that Sae(x) adds / loss that a random error of its length adds", *fold, n, "tokens", name)
+    run.add(f"share of loss gap, {row.part} ({row.added}), %", row.value, row.low, row.high, int(n["common"]), "tokens", name)
+run.add("loss that Sae(x) adds / loss that a random error of its length adds", *fold, int(n["common"]), "tokens", name)
 run.add("forward passes saved: full passes / shared pass", len(stack) * alone / together, n=1, unit="context")
 run.add("floor / shared pass", floor / together, n=1, unit="context")
 record = run.finish()

@@ -153,8 +153,8 @@ display(figures.table(pd.DataFrame({
 # %% tags=["hide-input"]
 parts = pd.DataFrame([{"code": label, "part": part, "value": value} for i, label in enumerate(labels) for part, value in (
     ("nonlinear error", left.fvu_nonlinear[0, i]), ("linear error", left.fvu[0, i] - left.fvu_nonlinear[0, i]))])
-parts["code"] = parts["code"].str.replace("its atoms, best weights", "best weights").str.replace(" pursuit", "<br>pursuit").str.replace(
-    "orthogonal matching", "orthogonal<br>matching")
+parts["code"] = parts["code"].replace(dict(zip(labels, ("encoder", "best<br>weights", "gradient<br>pursuit", "orthogonal<br>pursuit"),
+                                               strict=True)))
 fig = figures.bars_by_setting(parts, "code", group="part", y_title="share of the variance of x").update_layout(barmode="stack")
 figures.finish(
     fig, "fig-pursuit-codes", f"FVU of four codes on the dictionary of `{name}`, divided into the part that a linear map of $x$ explains and "
@@ -219,8 +219,8 @@ fig = go.Figure()
 for (label, draws), shade in zip(by_order.items(), ("blue", "orange"), strict=True):
     ends = np.array([estimate(column, effective) for column in draws.T], float)
     at = np.arange(1, most + 1)
-    fig.add_scatter(x=[*at, *at[::-1]], y=[*ends[:, 2], *ends[::-1, 1]], fill="toself", fillcolor=figures.colour(shade, 0.2),
-                    line_width=0, showlegend=False, hoverinfo="skip")
+    fig.add_scatter(x=[*at, *at[::-1]], y=[*ends[:, 2], *ends[::-1, 1]], fill="toself", mode="lines",
+                    fillcolor=figures.colour(shade, 0.2), line_width=0, showlegend=False, hoverinfo="skip")
     fig.add_scatter(x=at, y=ends[:, 0], mode="lines+markers", name=label, line_color=figures.colour(shade), marker_size=5)
 fig.update_xaxes(title_text="step in which the atom was chosen").update_yaxes(title_text="share that the encoder has too", rangemode="tozero")
 figures.finish(
@@ -303,7 +303,7 @@ if law:
     nonlinear.y = np.full(len(far), bottom)
     encoder_band = go.Scatter(x=far, y=np.full(len(far), top), mode="lines", name=name_of, fill="tonexty", line_width=1.5,
                               line_color=figures.colour("purple"), fillcolor=figures.colour("purple", 0.4))
-    pursuit_points = go.Scatter(x=widths, y=pursued[0], mode="markers", name="with pursuit", marker_size=9, marker_symbol="diamond",
+    pursuit_points = go.Scatter(x=widths, y=pursued[0], mode="markers", name="FVU<sub>nonlinear</sub>, pursuit", marker_size=9, marker_symbol="diamond",
                                 marker_color=figures.colour("purple"))
     fig = go.Figure([nonlinear, encoder_band, *rest, pursuit_points], layout=plain.layout)
     for note in fig.layout.annotations:

@@ -288,9 +288,8 @@ figures.table(pd.DataFrame({
 
 # %% tags=["hide-input"]
 prose(f"""
-The paper's SAEs are 16,384 wide on 3,584 dimensions; here the SAE is {own.width:,} wide on {d}. A smaller error also has its price: the map from $x$
-and all neighbours has {most * d / 1e6:.1f} million weights, the SAE itself {2 * own.width * d / 1e6:.1f} million, and the neighbours' SAEs have to
-be run too.
+The paper's SAEs are 16,384 wide on 3,584 dimensions; here the SAE is {own.width:,} wide on {d}. {f"A smaller error also has its price: the map from $x$ and all neighbours has {most * d / 1e6:.1f} million weights, the SAE itself "
+f"{2 * own.width * d / 1e6:.1f} million, and the neighbours' SAEs have to be run too." if neighbours else ''}
 """)
 
 # %% tags=["hide-cell"]
