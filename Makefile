@@ -1,5 +1,6 @@
 # Each target sets up what it needs in .venv first; the work itself is `python -m darkmatter`.
 #   make book [PRESET=name-or-file.yaml]   make test [ARGS="-k name"]   make lab   make sync   make lint
+#   make bench   make torture
 
 PRESET ?= smollm2
 PYTHON ?=
@@ -12,9 +13,9 @@ DEV := $(shell cat requirements-dev.txt 2>/dev/null | cksum | cut -d' ' -f1)
 READY := .venv/ready-$(SUM)
 READY_DEV := .venv/ready-$(SUM)-$(DEV)
 
-.PHONY: help book test lab sync lint clean
+.PHONY: help book test lab sync lint bench torture clean
 help:
-	@sed -n '1,2s/^# *//p' Makefile
+	@sed -n '1,3s/^# *//p' Makefile
 
 book: $(READY)
 	@$(PY) -m darkmatter book --preset '$(PRESET)'
@@ -27,6 +28,12 @@ lab: $(READY)
 
 sync: $(READY)
 	@$(PY) -m darkmatter sync
+
+bench: $(READY)  # an hour or two on two cores; run nothing else meanwhile. ARGS="--rows pursuit --device cuda"
+	@$(PY) -m benchmarks $(ARGS)
+
+torture: $(READY_DEV)  # hours: kill -9 at random moments. ARGS="survey --kills 3", ARGS="book --notebooks 02_norm"
+	@$(PY) -m tests.torture $(ARGS)
 
 lint: $(READY_DEV)
 	@$(PY) -m ruff check . && $(PY) -m pyright

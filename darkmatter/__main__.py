@@ -59,11 +59,16 @@ def _parser() -> argparse.ArgumentParser:
         return new
 
     command(_presets)
-    command(_plan, "smollm2")
+    command(_plan, "smollm2").add_argument("--gpu", default="", help="a GPU to plan for, such as h100 (default: here)")
     for each in (_train, _ship):
-        command(each, "smollm2").add_argument("--part", choices=PARTS, action="append",
-                                              help="only this part; give it again for more (default: all)")
-    command(_survey, "smollm2").add_argument("--json", type=Path, help="also write the rows to this file")
+        new = command(each, "smollm2")
+        new.add_argument("--part", choices=PARTS, action="append",
+                         help="only this part; give it again for more (default: all)")
+        new.add_argument("--jobs", type=int, default=1, help="SAEs trained at a time, one process each (default: 1)")
+    survey = command(_survey, "smollm2")
+    survey.add_argument("--json", type=Path, help="also write the rows to this file")
+    survey.add_argument("--shards", type=int, help="share the work with all who give this command: cut into so many")
+    command(_converge, "smollm2")
     _decompose_options(command(_decompose))
     export = command(_export, "smollm2")
     export.add_argument("--out", type=Path, required=True, help="directory for one directory an SAE")
@@ -72,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
                       help="run just these notebooks, build no pages")
     book.add_argument("-p", nargs=2, action="append", default=[], dest="parameters",
                       metavar=("NAME", "VALUE"), help="a parameter of the notebooks, as papermill takes it")
+    run = command(_run)
+    run.add_argument("grid", type=Path, help="a YAML file: presets, notebooks, layer, sae, parameters, slurm")
+    run.add_argument("--backend", choices=("local", "slurm"), default="local", help="this machine, or a cluster")
+    run.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one; on Slurm: no limit)")
+    check = command(_check, "smollm2")
+    check.add_argument("--keep", action="store_true", help="make the last run the reference instead")
     command(_lab)
     command(_sync)
     return parser
@@ -85,6 +96,7 @@ def _decompose_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contexts", type=int, help="number of contexts (default: the preset's)")
     parser.add_argument("--context-length", type=int, help="tokens in a context (default: the preset's)")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--report", type=Path, help="also write a page about the SAE to this .html file")
 
 
 def _presets(arguments: Arguments) -> None:
@@ -99,7 +111,7 @@ def _plan(arguments: Arguments) -> None:
     """Say what a run will need before it starts."""
     from . import plan
 
-    for line in plan.lines(presets.load(arguments.preset)):
+    for line in plan.lines(presets.load(arguments.preset), arguments.gpu):
         print(line)
 
 
@@ -113,10 +125,11 @@ def _trained(arguments: Arguments, ship: bool = False) -> dict[str, Path]:
     from . import onerror, training
 
     preset = presets.load(arguments.preset)
-    shipped = {"seeds": (0,), "targets": tuple(preset.on_error)} if ship else {}
-    parts = {"ladder": training.run, "elsewhere": training.elsewhere,
-             "on_error": lambda preset: onerror.run(preset, **shipped)}
-    found = {name: folder for part in arguments.part or PARTS for name, folder in parts[part](preset).items()}
+    jobs = arguments.jobs
+    shipped: dict[str, Any] = {"seeds": (0,), "targets": tuple(preset.on_error)} if ship else {"longer": True}
+    parts = {"ladder": lambda: training.run(preset, jobs=jobs), "elsewhere": lambda: training.elsewhere(preset, jobs),
+             "on_error": lambda: onerror.run(preset, **shipped, jobs=jobs)}
+    found = {name: folder for part in arguments.part or PARTS for name, folder in parts[part]().items()}
     if not ship and "on_error" in (arguments.part or PARTS) and preset.name == presets.DEFAULT:
         onerror.collect(preset)
     return found
@@ -124,12 +137,20 @@ def _trained(arguments: Arguments, ship: bool = False) -> dict[str, Path]:
 
 def _survey(arguments: Arguments) -> None:
     """Decompose the error of every SAE of a preset."""
-    from . import records, survey
+    from . import records, shards, survey
 
-    rows = survey.run(presets.load(arguments.preset)).rows
+    preset, count = presets.load(arguments.preset), arguments.shards
+    rows = survey.run(preset).rows if count is None else shards.run(preset, count)
     print(rows.to_string(index=False))
     if arguments.json:
         _write(arguments.json, {"rows": rows.to_dict("records"), "provenance": records.provenance("auto")})
+
+
+def _converge(arguments: Arguments) -> None:
+    """Survey the checkpoints of the preset's SAEs: how their error changed with training."""
+    from . import convergence
+
+    print(convergence.collect(presets.load(arguments.preset)))
 
 
 def _decompose(arguments: Arguments) -> None:
@@ -137,10 +158,15 @@ def _decompose(arguments: Arguments) -> None:
     from . import decompose, records
 
     names = ("model", "site", "sae", "corpus", "contexts", "context_length")
-    result = decompose.decompose(**{name: getattr(arguments, name) for name in names})
+    asked = {name: getattr(arguments, name) for name in names}
+    result = decompose.decompose(**asked)
     print(table(result))
     if arguments.json:
         _write(arguments.json, result | {"provenance": records.provenance("auto")})
+    if arguments.report:
+        from . import report
+
+        report.write(arguments.report, decompose.settings(**asked), result)
 
 
 def _ship(arguments: Arguments) -> None:
@@ -164,6 +190,31 @@ def _book(arguments: Arguments) -> None:
 
     given = {name: yaml.safe_load(value) for name, value in arguments.parameters}
     book.build(arguments.preset, arguments.only, given)
+
+
+def _run(arguments: Arguments) -> None:
+    """Run every combination of a grid file that is not finished yet."""
+    from . import grid
+
+    grid.run(arguments.grid, arguments.backend, arguments.jobs)
+
+
+def _check(arguments: Arguments) -> None:
+    """Compare the numbers of the last run with the reference's; exit code 1 where any differs."""
+    from . import records, reference
+
+    if arguments.keep:
+        found = [each for each in records.load_all() if each["preset"] == arguments.preset]
+        print(f"{len(reference.keep(found))} records kept as the reference of {arguments.preset}")
+        return
+    rows = reference.check(arguments.preset)
+    for row in rows.to_dict("records"):
+        print(f"{row['verdict']:<7}{row['notebook']:<15}{row['value']:>12.4g}{row['reference']:>12.4g} "
+              f"±{row['tolerance']:<10.2g}{row['name']} {row['sae']}")
+    print(f"{(rows.verdict == 'agree').sum()} of {len(rows)} agree. Columns: verdict, chapter, this run, reference, "
+          f"tolerance ({reference.INTERVAL}; {reference.NO_INTERVAL}), metric, SAE.")
+    if (rows.verdict == "differ").any():
+        sys.exit(1)
 
 
 def _lab(arguments: Arguments) -> None:

@@ -38,9 +38,9 @@ class Activations:
     mapped: np.memmap | None = None
     """The file behind x."""
 
-    def read(self, rows: slice) -> torch.Tensor:
-        """float32 [rows, d_in] in memory of its own; pages of the file do not pile up in this process."""
-        x = self.x[rows].float()
+    def read(self, rows: slice, device: torch.device | str = "cpu") -> torch.Tensor:
+        """float32 [rows, d_in] on a device, in memory of its own; pages of the file do not pile up in this process."""
+        x = self.x[rows].to(device).float()
         if self.mapped is not None:
             self.mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         return x
@@ -87,7 +87,8 @@ def training_text(preset: Preset, tokenizer: Any) -> corpus.Corpus:
 
 def key(preset: Preset, site: str, text: corpus.Corpus, first: int) -> str:
     """What the activations of a site on a text, from a first position on, are known by."""
-    return cache.key(text=text.digest, model=preset.model, dtype=preset.dtype, site=site, first=first)
+    return cache.key(text=text.digest, model=preset.model, dtype=preset.dtype, site=site, first=first,
+                     **({"centre": True} if preset.centre else {}))
 
 
 def _open(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | None, tokenizer: object,
@@ -135,7 +136,7 @@ def _write(folders: Mapping[str, Path], preset: Preset, loaded: model.LoadedMode
                 some = slice(one, min(one + preset.batch_contexts, end))
                 wanted = torch.from_numpy(keep[some])
                 for site, x in model.capture(loaded, tokens[some], list(folders)).items():
-                    rows = x[wanted].to(torch.bfloat16).contiguous()
+                    rows = _centred(x[wanted]) if preset.centre else x[wanted].to(torch.bfloat16).contiguous()
                     files[site].write(rows.view(torch.uint16).cpu().numpy().tobytes())
             for site, folder in folders.items():
                 files[site].flush()
@@ -145,6 +146,10 @@ def _write(folders: Mapping[str, Path], preset: Preset, loaded: model.LoadedMode
     for folder in folders.values():
         (folder / "done.json").write_text(json.dumps({"shape": [int(keep.sum()), _done(folder)["width"]]}))
         cache.seal(folder)
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    return (x.float() - x.float().mean(-1, keepdim=True)).to(torch.bfloat16)
 
 
 def _done(folder: Path) -> dict[str, int]:

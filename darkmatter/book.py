@@ -100,8 +100,9 @@ def run_key(source: Path, preset: presets.Preset, parameters: Mapping[str, Any],
             before: Sequence[Done], others: Path | None = None) -> str:
     """16 hex digits over settings, parameters, code cells, modules and data.
 
-    And over the runs before this one, where the notebook reads their records, and over ``others``, the records of
-    other presets' builds, where it reads those.
+    And over the runs before this one, where the notebook reads their records, over ``others``, the records of other
+    presets' builds, where it reads those, and over the committed results that it shows. Not over the reference: a run
+    is compared with the one there was when it ran.
     """
     elsewhere = [path for path in sorted(others.rglob("*.json")) if path.parent.name != preset.name] if others else []
     code = _code(source)
@@ -109,7 +110,17 @@ def run_key(source: Path, preset: presets.Preset, parameters: Mapping[str, Any],
     return cache.key(preset=preset.fields(), code=code, modules=modules, data=records.inputs(preset),
                      parameters={name: parameters[name] for name in parameters if name != "preset"},
                      before=[run.folder.name for run in before if _reads_records(source)[0]],
-                     others=[cache.sha256(path) for path in elsewhere])
+                     others=[cache.sha256(path) for path in elsewhere + _shown("\n".join(code))])
+
+
+SHOWN = {"onerror": "on-error.json", "convergence": "convergence.json", "bench": "bench/*.json",
+         "full-size": "full-size.json"}  # committed results, in artifacts/, by a word in the code that reads them
+
+
+def _shown(code: str) -> list[Path]:
+    """Committed results that a notebook reads."""
+    return [path for word, name in SHOWN.items() if word in code
+            for path in sorted((records.HOME / "artifacts").glob(name))]
 
 
 def modules_used(code: str, package: Path = PACKAGE) -> list[Path]:

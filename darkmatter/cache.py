@@ -40,10 +40,17 @@ def key(**parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_KNOWN: dict[tuple[int, ...], str] = {}  # digests that this process has computed, by the file as it was then
+
+
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in blocks."""
+    """Hex sha256 of a file's bytes, read in blocks; once a process, as long as the file does not change."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        stat = os.fstat(file.fileno())
+        version = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if version not in _KNOWN:
+            _KNOWN[version] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _KNOWN[version]
 
 
 @contextmanager

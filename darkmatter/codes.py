@@ -17,7 +17,8 @@ from .activations import Activations
 from .saes import LoadedSAE
 from .topk import weighted_sums
 
-DENSE, ROWS = 2**23, 4096  # dense latents, and tokens, in memory at once, at most
+ROWS = 4096  # tokens encoded at once, at most
+DENSE = {"cpu": 2**23, "cuda": 2**27}  # dense latents in memory at once, at most: small blocks would leave a GPU idle
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,17 @@ class Codes:
                         for name, kind in (("index.i32", np.int32), ("value.f32", np.float32)))
         return index, value, torch.from_numpy(self.starts[rows.start:rows.stop] - begin).int()
 
+    def through(self, each: LoadedSAE, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """What the SAE itself gives for some tokens: Sae(x) float32 [rows, d_in], L0 [rows], which latents fired."""
+        index, value, starts = (part.to(each.sae.W_dec.device) for part in self.part(rows))
+        fired = torch.zeros(each.width, dtype=torch.bool, device=index.device)
+        fired[index.long()] = True
+        l0 = torch.from_numpy(np.diff(self.starts[rows.start:rows.stop + 1]))
+        return weighted_sums(index, each.sae.W_dec.data, value, starts) + each.sae.b_dec.data, l0, fired
+
     def decode(self, each: LoadedSAE, rows: slice) -> Tensor:
         """Sae(x) of some tokens, float32 [rows, d_in], on the SAE's device."""
-        device = each.sae.W_dec.device
-        index, value, starts = (part.to(device) for part in self.part(rows))
-        return weighted_sums(index, each.sae.W_dec.data, value, starts) + each.sae.b_dec.data
-
-    def l0(self, rows: slice) -> Tensor:
-        """Number of active latents of some tokens, int64 [rows]."""
-        return torch.from_numpy(np.diff(self.starts[rows.start:rows.stop + 1]))
-
-    def fired(self, width: int, rows: slice) -> Tensor:
-        """Which latents fire on some tokens: bool [width]."""
-        fired = torch.zeros(width, dtype=torch.bool)
-        fired[self.part(rows)[0].long()] = True
-        return fired
+        return self.through(each, rows)[0]
 
 
 def of(each: LoadedSAE, acts: Activations) -> Codes | None:
@@ -78,13 +75,14 @@ def _is_linear(each: LoadedSAE, x: Tensor) -> bool:
     return torch.allclose(plain, each(x)[0], rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
 
+@torch.no_grad()
 def _write(each: LoadedSAE, acts: Activations, folder: Path) -> None:
     folder.mkdir()
-    counts, step = [], max(1, min(ROWS, DENSE // each.width))
+    device = each.sae.W_dec.device
+    counts, step = [], max(1, min(ROWS, DENSE.get(device.type, DENSE["cpu"]) // each.width))
     with (folder / "index.i32").open("wb") as indices, (folder / "value.f32").open("wb") as values:
         for begin in range(0, len(acts.x), step):
-            x = acts.read(slice(begin, begin + step)).to(each.sae.W_dec.device)
-            index, value, starts = _encode(each, x)
+            index, value, starts = _encode(each, acts.read(slice(begin, begin + step), device))
             indices.write(index.cpu().numpy().tobytes())
             values.write(value.cpu().numpy().tobytes())
             counts.append(np.diff(starts.cpu().numpy(), append=len(index)))
@@ -93,7 +91,11 @@ def _write(each: LoadedSAE, acts: Activations, folder: Path) -> None:
 
 def _encode(each: LoadedSAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """index int32 [active], value [active] and starts int32 [n] of x [n, d_in]."""
-    index, value = each.encode(x)
+    if each.k is None:  # any number of latents may fire: take them from the dense ones
+        value = each.sae.encode(x)
+        index = torch.arange(value.shape[1], device=x.device).expand_as(value)
+    else:
+        index, value = each.encode(x)
     active = value != 0
     counts = active.sum(1)
     return index[active].int(), value[active], (counts.cumsum(0) - counts).int()

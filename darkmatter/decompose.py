@@ -32,14 +32,21 @@ def settings(model: str, site: str, sae: str, corpus: str, contexts: int | None 
 
 def decompose(model: str, site: str, sae: str, corpus: str, contexts: int | None = None,
               context_length: int | None = None) -> dict[str, Any]:
-    """Survey one SAE under the strict protocol.
+    """Survey one SAE under the strict protocol: ``of`` the preset that ``settings`` makes of these."""
+    return of(settings(model, site, sae, corpus, contexts, context_length))
+
+
+def of(preset: Preset) -> dict[str, Any]:
+    """Survey the preset's first SAE under the strict protocol.
 
     Returns l0, dead_share, fvu, fvu_nonlinear, r2_vector, r2_vector_weighted, r2_norm, norm_test (x, sae, error,
     linear, nonlinear), n_fit and n_eval (tokens), and intervals (the same keys, [low, high]). A value or interval that
     is not defined is None, with its reason in notes.
     """
-    preset = settings(model, site, sae, corpus, contexts, context_length)
-    found = survey.run(preset).rows.set_index("metric", drop=False)
+    from . import plan
+
+    plan.warn(preset)
+    found = survey.run(preset, preset.saes[:1]).rows.set_index("metric", drop=False)
     rows = found.astype(object).where(found.notna(), None).to_dict("index")
     ends = {name: None if row["low"] is None else [row["low"], row["high"]] for name, row in rows.items()}
     values = {name: row["value"] for name, row in rows.items()}

@@ -124,7 +124,16 @@ def _fuse_attention(bridge: Any) -> None:
     bridge.original_model.set_attn_implementation("sdpa")
     for block in bridge.blocks:
         if hasattr(block.attn, "original_component") and hasattr(block.attn, "hook_in"):
+            _route_output(block.attn)
             object.__setattr__(block.attn, "forward", _fused(block.attn))  # plain setattr goes to the original
+
+
+def _route_output(attention: Any) -> None:
+    """Let the original block's output map be the bridge's (GPT-2's is not by itself), so that hook_z fires."""
+    bare = getattr(getattr(attention, "o", None), "original_component", None)
+    for name, part in list(attention.original_component.named_children()):
+        if part is bare:
+            setattr(attention.original_component, name, attention.o)
 
 
 def _fused(attention: Any) -> Callable[..., Any]:

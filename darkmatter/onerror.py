@@ -32,7 +32,7 @@ KEPT = ("target", "seed", "base", "width", "k", "tokens", "distinct_tokens", "fv
 
 def target(preset: Preset, which: str) -> Activations:
     """One of ``parts.NAMES`` over the training text: x bfloat16 [token, d], written on the first call."""
-    stream = activations.training(preset)
+    stream = activations.training(training.beside(preset))
     fit = np.arange(len(stream.x)) < training.trained_rows(len(stream.x))
     return parts.of(saes.load(preset.default_sae, preset), stream, fit, which)
 
@@ -45,10 +45,20 @@ def train(preset: Preset, which: str, seed: int = 0, times: int = 1, size: tuple
     return _trained(preset, target(preset, which), which, seed, times, size)
 
 
-def run(preset: Preset, seeds: Sequence[int] = SEEDS, targets: Sequence[str] = parts.NAMES) -> dict[str, Path]:
-    """Train what is not trained yet: {name: directory}, seed by seed."""
-    folders = [train(preset, which, seed) for seed in seeds for which in targets]
-    return {_name(folder): folder for folder in folders}
+def run(preset: Preset, seeds: Sequence[int] = SEEDS, targets: Sequence[str] = parts.NAMES, longer: bool = False,
+        jobs: int = 1) -> dict[str, Path]:
+    """Train what is not trained yet: {name: directory}, seed by seed, ``jobs`` at a time; the ``longer`` runs too."""
+    for which in targets:
+        target(preset, which)  # written once, before the processes that read it start
+    wanted = [(which, times) for which, times in LONGER if longer] + [(which, 1) for which in targets]
+    return training.side_by_side([(one, (preset, which, seed, times)) for seed in seeds for which, times in wanted
+                                  if times == 1 or seed == seeds[0]], jobs)
+
+
+def one(preset: Preset, which: str, seed: int, times: int) -> dict[str, Path]:
+    """Train one: {name: directory}."""
+    folder = train(preset, which, seed, times)
+    return {_name(folder): folder}
 
 
 def load(preset: Preset, which: str) -> LoadedSAE:
@@ -71,7 +81,7 @@ def load(preset: Preset, which: str) -> LoadedSAE:
 
 def collect(preset: Preset) -> Path:
     """Write the records of all runs, every target, seed and length, to artifacts/on-error.json; trains what lacks."""
-    folders = [*run(preset, SEEDS).values(), *(train(preset, which, times=times) for which, times in LONGER)]
+    folders = run(preset, SEEDS, longer=True).values()
     with cache.atomic(RECORDS) as temporary:
         temporary.write_text(json.dumps([_brief(folder) for folder in folders], indent=1) + "\n")
     return RECORDS

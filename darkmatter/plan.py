@@ -1,52 +1,329 @@
-"""What a survey will need before it starts: tokens, disk, memory and a rough time."""
+"""What a survey will need before it starts: download, disk, memory and time, here or on a named GPU.
+
+Every number is a formula of sizes: the model's from its configuration, or from a table of the published ones (so that
+no hub is needed), the SAEs' from their names. ``Need`` holds what the tests check against measured runs.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import time
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 from transformers import AutoConfig
 
-from . import model
+from . import cache, model, releases
+from .errors import DarkmatterError
 from .preset import Preset
 
-SHARE_OF_PEAK = 0.4
-"""How much of this machine's speed at one large product a whole forward pass reaches; a rough figure."""
+PROCESS = 1.6e9  # bytes of a process with its libraries
+DENSE = 2**23  # dense latents in memory at once, about
+CODED = 100  # active latents a token where a name does not tell
 
 
-def lines(preset: Preset) -> Iterator[str]:
-    """The plan, a line at a time. Raises DarkmatterError when the model cannot be opened."""
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder-only model."""
+
+    layers: int
+    d: int
+    ff: int
+    heads: int
+    kv_heads: int
+    d_head: int
+    vocabulary: int
+    gated: bool = True
+    """Three maps in the MLP rather than two."""
+    tied: bool = True
+    """One matrix for embedding and unembedding."""
+    norms: int = 2
+    """Norms of d weights in a layer."""
+    eager: bool = False
+    """Whether attention's scores are written out (soft-caps have no fused kernel)."""
+    bytes: int = 2
+    """Of a weight as it is downloaded."""
+
+    @property
+    def layer(self) -> int:
+        """Weights of one layer that are multiplied."""
+        z = self.heads * self.d_head
+        return 2 * self.d * z + 2 * self.d * self.kv_heads * self.d_head + (2 + self.gated) * self.d * self.ff
+
+    @property
+    def parameters(self) -> int:
+        """All weights but biases and positions."""
+        return self.layers * (self.layer + self.norms * self.d) + self.d + self.vocabulary * self.d * (2 - self.tied)
+
+    def width(self, site: str) -> int:
+        """Dimensions of a site."""
+        return self.heads * self.d_head if site.endswith("hook_z") else self.d
+
+    def forward(self, layers: int, length: int) -> float:
+        """Operations a token of a forward pass through the first layers, with attention over ``length`` positions."""
+        return layers * (2 * self.layer + 4 * length * self.heads * self.d_head)
+
+
+SHAPES = {  # as published with the models
+    "google/gemma-2-2b": Shape(26, 2304, 9216, 8, 4, 256, 256_000, norms=4, eager=True),
+    "google/gemma-2-9b": Shape(42, 3584, 14_336, 16, 8, 256, 256_000, norms=4, eager=True),
+    "meta-llama/Llama-3.1-8B": Shape(32, 4096, 14_336, 32, 8, 128, 128_256, tied=False),
+    "gpt2": Shape(12, 768, 3072, 12, 12, 64, 50_257, gated=False, norms=4, bytes=4),
+    "google/gemma-3-270m": Shape(18, 640, 2048, 4, 1, 256, 262_144, norms=4),
+    "google/gemma-3-1b-pt": Shape(26, 1152, 6912, 4, 1, 256, 262_144, norms=4),
+    "smollm2": Shape(30, 576, 1536, 9, 3, 64, 49_152, bytes=1),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a datasheet says: memory in bytes, bytes and operations a second (dense bfloat16, and plain float32)."""
+
+    memory: float
+    bandwidth: float
+    half: float
+    single: float
+
+
+GPUS = {
+    "h200": Device(141e9, 4.8e12, 989e12, 67e12), "h100": Device(80e9, 3.35e12, 989e12, 67e12),
+    "a100": Device(80e9, 2.04e12, 312e12, 19.5e12), "a100-40": Device(40e9, 1.56e12, 312e12, 19.5e12),
+    "l40s": Device(48e9, 0.86e12, 362e12, 91.6e12), "l4": Device(24e9, 0.3e12, 121e12, 30.3e12),
+    "rtx-4090": Device(24e9, 1.01e12, 165e12, 82.6e12), "t4": Device(16e9, 0.32e12, 65e12, 8.1e12),
+}
+REACHED = 0.4
+"""Share of a peak that real work reaches; a rough figure."""
+
+
+@dataclass(frozen=True)
+class Sae:
+    """Sizes of an SAE, and whether it is downloaded, and in how many bytes a weight."""
+
+    d: int
+    width: int
+    l0: float
+    bytes: int
+
+    @property
+    def weights(self) -> int:
+        return 2 * self.d * self.width + 2 * self.width + self.d
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the survey of a preset's SAEs takes, in bytes and operations."""
+
+    preset: Preset
+    shape: Shape
+    saes: tuple[Sae, ...]
+
+    @property
+    def d(self) -> int:
+        return self.shape.width(self.preset.site)
+
+    @property
+    def read(self) -> int:
+        """Tokens read."""
+        return self.preset.contexts * self.preset.context_length
+
+    @property
+    def kept(self) -> int:
+        """Tokens kept, at most."""
+        return self.preset.contexts * len(self.preset.kept)
+
+    @property
+    def download(self) -> float:
+        """Weights of the model, and of the SAEs that are not here yet."""
+        return self.shape.parameters * self.shape.bytes + sum(each.bytes * each.weights for each in self.saes)
+
+    @property
+    def kept_on_disk(self) -> float:
+        """Activations of the site and of the preset's others, the SAEs' codes, and a table of tokens for each."""
+        sites = {self.preset.site, *self.preset.elsewhere}
+        activations = 2 * self.kept * sum(self.shape.width(site) for site in sites)
+        return activations + sum(self.kept * (8 * each.l0 + 8 + 28 + 1) for each in self.saes)
+
+    @property
+    def forward_memory(self) -> float:
+        """Model and one batch in a forward pass: the stream, an MLP's insides, attention's scores where written out."""
+        half, length = torch.finfo(getattr(torch, self.preset.dtype)).bits // 8, self.preset.context_length
+        tokens = min(self.preset.batch_contexts, self.preset.contexts) * length
+        scores = 3 * 4 * tokens * length * self.shape.heads if self.shape.eager else 0
+        return half * (self.shape.parameters + tokens * (6 * self.shape.d + 3 * self.shape.ff)) + scores
+
+    @property
+    def survey_memory(self) -> float:
+        """All SAEs in float32, their moments in float64, and a batch of dense latents."""
+        widest = max((each.width for each in self.saes), default=0)
+        dense = 3 * 4 * max(widest, DENSE)
+        return 4 * sum(each.weights for each in self.saes) + 8 * self.d**2 * (3 + 2 * len(self.saes)) + dense
+
+    @property
+    def host_memory(self) -> float:
+        """On a GPU's host: the weights as they are read, and the SAEs on their way."""
+        model_size = self.shape.parameters * 2
+        return PROCESS + max(model_size, 4 * sum(each.weights for each in self.saes))
+
+    @property
+    def forward(self) -> float:
+        """Operations of the forward pass, as far as the last site."""
+        layers = 1 + max(model.layer_of(site) for site in (self.preset.site, *self.preset.elsewhere))
+        return self.read * self.shape.forward(min(layers, self.shape.layers), self.preset.context_length)
+
+    @property
+    def survey(self) -> float:
+        """Operations of the encoders, the moments and the maps, in float32."""
+        products = 2 * self.d**2 * (1 + 2 * len(self.saes))
+        return self.kept * (sum(2 * self.d * each.width for each in self.saes) + products)
+
+    @property
+    def moved(self) -> float:
+        """Bytes through memory: dense latents written and read, decoder rows gathered in two passes."""
+        return self.kept * sum(12 * each.width + 2 * 4 * self.d * each.l0 for each in self.saes)
+
+    def seconds(self, device: Device) -> float:
+        """Time on a device, at the share of its peaks that is reached in practice."""
+        survey = max(self.survey / device.single, self.moved / device.bandwidth)
+        return (self.forward / device.half + survey) / REACHED
+
+
+def of(preset: Preset) -> Need:
+    """The need of a preset. Raises DarkmatterError when the model's sizes cannot be known here."""
+    shape = shape_of(preset)
+    return Need(preset, shape, tuple(sae_of(ref, preset, shape) for ref in preset.saes))
+
+
+def shape_of(preset: Preset) -> Shape:
+    """A model's sizes: of a published model from the table, of any other from its configuration."""
+    if preset.model in SHAPES:
+        return SHAPES[preset.model]
     config = model._opened(preset, AutoConfig.from_pretrained)
-    width, layers = config.hidden_size, min(config.num_hidden_layers, model.layer_of(preset.site) + 1)
-    read, kept = preset.contexts * preset.context_length, preset.contexts * len(preset.kept)
-    latents = sum(_latents(sae) for sae in preset.saes)
-    yield f"text      {preset.contexts:,} contexts of {preset.context_length:,}: {read:,} tokens read"
-    fit = round(kept * preset.fit_share)
-    yield f"kept      {kept:,} tokens at most, about {fit:,} to fit and {kept - fit:,} to score"
-    tables = kept * len(preset.saes) * 40
-    yield f"cache     {kept * width * 2 / 1e6:,.0f} MB of activations, {tables / 1e6:,.0f} MB of tables"
-    weights = 12 * layers * width**2
-    gigabytes = (4 * weights + 8 * width * latents + 8 * 12 * width**2 * (1 + len(preset.saes))) / 1e9
-    yield f"memory    about {2 + gigabytes:.1f} GB at the peak"
-    operations = 2 * weights * read + 2 * width * kept * (latents + 3 * width * (1 + len(preset.saes)))
-    minutes = operations / (SHARE_OF_PEAK * _speed(preset)) / 60
-    yield f"time      about {minutes:.0f} minutes here to survey {len(preset.saes)} trained SAEs"
+    config = getattr(config, "text_config", None) or config
+    heads, d = config.num_attention_heads, config.hidden_size
+    ff = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d
+    gpt2 = config.model_type == "gpt2"
+    return Shape(config.num_hidden_layers, d, ff, heads, getattr(config, "num_key_value_heads", None) or heads,
+                 getattr(config, "head_dim", None) or d // heads, config.vocab_size, gated=not gpt2,
+                 tied=bool(getattr(config, "tie_word_embeddings", True)), norms=4 if "gemma" in config.model_type
+                 or gpt2 else 2, eager=bool(getattr(config, "attn_logit_softcapping", None)))
 
 
-def _latents(sae: str) -> int:
-    """Width that an SAE's name tells; 16,384 where it does not."""
-    told = re.search(r"train:(\d+)|w(?:idth_)?(\d+)(k?)", sae)
-    number = int(told[1] or told[2]) if told else 16_384
-    return number * 1024 if told and told[3] else number
+def sae_of(ref: str, preset: Preset, shape: Shape) -> Sae:
+    """Sizes of an SAE as far as its reference tells: a directory's own file, else the name; 16,384 where neither."""
+    d, (kind, _, rest) = shape.width(preset.site), ref.partition(":")
+    config = Path(ref if Path(ref).is_dir() else rest).expanduser() / "cfg.json"
+    if config.exists():
+        told = json.loads(config.read_text())
+        width = told.get("d_sae") or told.get("num_latents") or told["d_in"] * told.get("expansion_factor", 16)
+        return Sae(d, int(width), float(told.get("k") or CODED), 0)
+    if own := re.search(r"(?:train:|-w)(\d+)(?:x|-k)(\d+)", ref):
+        return Sae(d, int(own[1]), float(own[2]), 0)
+    _, name, l0 = releases._told(rest, {})
+    size = releases.size(name) or 16_384
+    return Sae(d, size * d if name.endswith("x") else size, l0 or CODED, 2 if "llama_scope" in kind else 4)
 
 
-def _speed(preset: Preset) -> float:
-    """Operations a second of one product in the model's type, measured here and now."""
-    a = torch.ones(1024, 1024, dtype=getattr(torch, preset.dtype), device=model.device_of(preset))
+def lines(preset: Preset, gpu: str = "") -> Iterator[str]:
+    """The plan, a line at a time, on this machine or on a GPU of the table.
+
+    Raises DarkmatterError for a GPU that is not in the table, and when the model's sizes cannot be known.
+    """
+    if gpu and gpu not in GPUS:
+        raise DarkmatterError(f"There is no datasheet for the GPU '{gpu}'; there are {', '.join(GPUS)}.")
+    need = of(preset)
+    fit = round(need.kept * preset.fit_share)
+    yield f"text      {preset.contexts:,} contexts of {preset.context_length:,}: {need.read:,} tokens read"
+    yield f"kept      {need.kept:,} tokens at most, about {fit:,} to fit and {need.kept - fit:,} to score"
+    yield f"download  {_size(need.download)}: a model of {need.shape.parameters / 1e9:.2f} billion weights, " \
+          f"{len(need.saes)} SAEs of {sum(each.width for each in need.saes):,} latents in all"
+    yield f"disk      {_size(need.kept_on_disk)} of activations, codes and tables, beside what is downloaded"
+    on = GPUS.get(gpu) or here(preset)
+    where = f"on one {gpu}" if gpu else "here"
+    if gpu or model.device_of(preset).type == "cuda":
+        yield f"gpu       {_size(need.forward_memory)} for the forward pass, {_size(need.survey_memory)} for the survey"
+        yield f"memory    {_size(need.host_memory)} on the host"
+    else:
+        yield f"memory    {_size(PROCESS + max(need.forward_memory, need.survey_memory))} at the peak"
+    yield f"time      about {_time(need.seconds(on))} {where} to survey {len(need.saes)} SAEs"
+    yield from troubles(need, on.memory, gpu)
+
+
+def troubles(need: Need, most: float, gpu: str = "") -> Iterator[str]:
+    """What does not fit, and which setting would make it fit; nothing where all fits. ``most``: the device's memory."""
+    preset, free, host = need.preset, shutil.disk_usage(cache.root()).free, psutil.virtual_memory().total
+    apart = bool(gpu) or model.device_of(preset).type == "cuda"
+    own, where = 0 if apart else PROCESS, f"the {gpu}" if gpu else "this machine"
+    if need.forward_memory + own > most:
+        smaller = "a smaller model, or a machine with more memory"
+        if preset.dtype == "float32":
+            smaller = "dtype: bfloat16"
+        if preset.batch_contexts > 1:
+            smaller = f"batch_contexts: 1 (now {preset.batch_contexts})"
+        yield f"too much  the forward pass does not fit {where}'s {_size(most)}: set or take {smaller}"
+    if need.survey_memory + own > most:
+        yield f"too much  all SAEs at once do not fit {where}'s {_size(most)}: {_fewer(need, most - own)}"
+    if not gpu and (disk := need.kept_on_disk + need.download) > free:
+        fewer = int(0.9 * preset.contexts * (free - need.download) / need.kept_on_disk)
+        yield (f"too much  {_size(disk)} do not fit the {_size(free)} of disk that are free: set DARKMATTER_CACHE and "
+               f"HF_HOME to a larger one{f', or contexts: {fewer}' if fewer > 1 else ''}")
+    if apart and not gpu and need.host_memory > host:
+        yield f"too much  model and SAEs do not fit the host's {_size(host)}: {_fewer(need, host - PROCESS)}"
+
+
+def warn(preset: Preset) -> None:
+    """Warn, before a run starts, of what will not fit this machine; silent where the model's sizes are not known."""
+    try:
+        found = list(troubles(of(preset), memory(preset)))
+    except DarkmatterError:  # the run itself will say what is wrong with the model
+        return
+    for sentence in found:
+        warnings.warn(f"THIS RUN WILL PROBABLY NOT FIT: {sentence.removeprefix('too much').strip()}", stacklevel=3)
+
+
+def _fewer(need: Need, most: float) -> str:
+    """Words for how many of the SAEs fit together."""
+    sizes, taken, fits = sorted(4 * each.weights + 16 * need.d**2 for each in need.saes), 24.0 * need.d**2 + 4e8, 0
+    for size in sizes:
+        taken += size
+        fits += taken <= most
+    return f"give the {fits} smallest of them, and the others one at a time, with -p sae" if fits else \
+        "the smallest of them alone is too large; give a narrower one with -p sae"
+
+
+def memory(preset: Preset) -> float:
+    """Bytes of memory where the preset runs."""
+    device = model.device_of(preset)
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else \
+        psutil.virtual_memory().total
+
+
+def here(preset: Preset) -> Device:
+    """This machine: its memory, and its speed at one product in the model's type and one in float32, measured now."""
+    device = model.device_of(preset)
+    half, single = (_speed(device, dtype) for dtype in (getattr(torch, preset.dtype), torch.float32))
+    return Device(memory(preset), 2e12 if device.type == "cuda" else 2e10, half, single)
+
+
+def _speed(device: torch.device, dtype: torch.dtype) -> float:
+    a = torch.ones(1024, 1024, dtype=dtype, device=device)
     float((a @ a)[0, 0])
     begun = time.perf_counter()
     for _ in range(4):
         float((a @ a)[0, 0])
     return 4 * 2 * 1024**3 / (time.perf_counter() - begun)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+
+
+def _time(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes" if minutes >= 1.5 else \
+        f"{max(1, seconds):.0f} seconds"

@@ -60,6 +60,8 @@ class Training:
 
     grid: tuple[tuple[Positive, Positive], ...] = ()
     """(width, L0) of each SAE that ``train`` makes at the preset's site."""
+    repeats: tuple[tuple[Positive, Positive], ...] = ()
+    """(width, L0) of those that are trained with the next two seeds as well, for the spread over seeds."""
     elsewhere: tuple[Positive, Positive] = (4096, 32)
     """(width, L0) of the SAEs at other sites."""
     on_error: tuple[Positive, Positive] = (2048, 32)
@@ -68,6 +70,11 @@ class Training:
     """Training tokens each SAE sees, repeats included."""
     distinct_tokens: Positive = 2_000_000
     """Different tokens among them; tokens / distinct_tokens is the number of epochs."""
+    distinct_elsewhere: Positive | None = None
+    """Different tokens that the SAEs at other sites and on the error see; none: as many as the ladder's."""
+    clear: bool = True
+    """Whether the text is kept clear of runs of 32 tokens that the evaluation text has, and may be filled up from
+    further domains; not for SAEs that were trained before this rule."""
     batch: Positive = 4096
     """Tokens in a training step."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
@@ -104,6 +111,9 @@ class Preset:
     """First position kept in each context; none: the rule in ``first_kept``."""
     site: Annotated[str, Field(pattern=r"^[a-z]\w*(\.\w+)*$")]
     """TransformerLens hook name that activations are read at, such as 'blocks.15.hook_resid_post'."""
+    centre: bool = False
+    """Whether activations are taken less their mean over dimensions: for SAEs trained on a model whose weights were
+    centred, as TransformerLens does by default for models with LayerNorm (GPT-2), where it changes nothing else."""
     saes: Annotated[Names, Field(min_length=1)]
     """SAEs surveyed: 'release:sae_id', a directory, 'artifact:NAME' (shipped here) or 'train:WIDTHxL0'.
 

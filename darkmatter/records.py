@@ -51,6 +51,11 @@ class Run:
         self.metrics.append({"name": name, "sae": sae, "value": value, "low": low, "high": high, "n": n,
                              "unit": unit, "protocol": protocol})
 
+    def add_timing(self, name: str, value: float, n: int, unit: str, sae: str = "") -> None:
+        """A number that tells of the machine rather than of the model: no reference is compared with it."""
+        self.add(name, value, n=n, unit=unit, sae=sae)
+        self.metrics[-1]["timing"] = True
+
     def add_rows(self, rows: pd.DataFrame) -> None:
         """All rows of a survey: columns sae, metric, protocol, value, low, high, n_eval, unit."""
         for row in rows.to_dict("records"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from typing import Any
 
@@ -37,9 +38,11 @@ def pick(release: str, layer: int, width: str = "", l0: float = 0) -> tuple[str,
 
 
 def size(width: str) -> int:
-    """The number of latents that a width stands for: '16k' is 16,384, '1m' is 1,048,576; '8x' counts as 8."""
-    number = int(re.sub(r"\D", "", width.split("-", maxsplit=1)[0]) or 0)
-    return number * (2**20 if "m" in width else 2**10 if "k" in width else 1)
+    """The number of latents that a width stands for: '65k' is 65,536, '1m' is 1,048,576; '8x' counts as 8."""
+    own = width.split("-", maxsplit=1)[0]
+    number = int(re.sub(r"\D", "", own) or 0)
+    thousands = number * (10**6 if own.endswith("m") else 10**3 if own.endswith("k") else 0)
+    return 2 ** round(math.log2(thousands)) if thousands else number
 
 
 def model_of(release: str) -> str:

@@ -6,14 +6,18 @@ Shipped SAEs keep 8 bits a weight with one scale a latent; ``export`` writes any
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE, TopKSAE
+from sae_lens.loading import pretrained_sae_loaders as loaders
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import cache, training
@@ -79,26 +83,23 @@ def top(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _plain_topk(sae: Any) -> bool:
-    return (type(sae) is TopKSAE and sae.cfg.normalize_activations == "none" and sae.cfg.reshape_activations == "none"
+    return (type(sae) is TopKSAE and sae.cfg.normalize_activations == "none" and not sae.hook_z_reshaping_mode
             and not sae.cfg.rescale_acts_by_decoder_norm)
 
 
 def load(ref: str, preset: Preset) -> LoadedSAE:
     """Open an SAE: 'artifact:NAME', 'train:WIDTHxL0' (trained if need be), 'release:sae_id', or a directory.
 
+    A release is one that sae-lens lists, or a hub repository 'owner/name' in its own format. SAEs of other libraries
+    are 'sparsify:PLACE' and 'dictionary_learning:PLACE': a directory, or 'owner/name/folder' on the hub.
     Raises DarkmatterError when there is none, or its weights are not finite.
     """
-    kind, _, rest = ref.partition(":")
-    if kind == "artifact":
-        opened = _artifact(rest)
-    elif kind == "train":
-        opened = _trained(rest, preset)
-    elif Path(ref).expanduser().is_dir():
-        opened = _directory(Path(ref).expanduser())
-    else:
-        opened = _released(kind, rest)
-    sae, record, name = opened
+    sae, record, name = _opened(ref, preset)
     sae = sae.to(torch.float32).eval()  # not .float(): sae-lens would go on rounding x to the old type
+    sae.turn_off_forward_pass_hook_z_reshaping()  # attention's heads are joined when they are captured
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        warnings.warn(f"The SAE '{ref}' was trained on activations scaled to a mean norm of √d, and the scale is not "
+                      "part of its weights; save it with sae-lens's save_inference_model.", stacklevel=2)
     if type(sae) is TopKSAE and sae.cfg.rescale_acts_by_decoder_norm:
         sae.fold_W_dec_norm()  # the same function, in the form that ``top`` reads
         sae.cfg.rescale_acts_by_decoder_norm = False
@@ -107,6 +108,19 @@ def load(ref: str, preset: Preset) -> LoadedSAE:
             raise DarkmatterError(f"{weight} of the SAE '{ref}' holds NaN or infinite values; its file is damaged, or "
                                   "its training failed.")
     return LoadedSAE(ref, name, sae, record, _digest(sae))
+
+
+def _opened(ref: str, preset: Preset) -> tuple[SAE[Any], dict[str, Any], str]:
+    """The SAE, its record and its name."""
+    kind, _, rest = ref.partition(":")
+    if kind == "artifact":
+        return _artifact(rest)
+    if kind == "train":
+        return _trained(rest, preset)
+    if kind in FOREIGN:
+        return _foreign(kind, rest)
+    folder = Path(ref).expanduser()
+    return _directory(folder) if folder.is_dir() else _released(kind, rest)
 
 
 def _artifact(name: str) -> tuple[SAE[Any], dict[str, Any], str]:
@@ -193,6 +207,61 @@ def _released(release: str, sae_id: str) -> tuple[SAE[Any], dict[str, Any], str]
         raise DarkmatterError(f"The SAE '{release}:{sae_id}' cannot be opened; give 'release:sae_id' as sae-lens lists "
                               f"them, a directory, or 'artifact:NAME'. sae-lens said: "
                               f"{' '.join(str(error).split())[:200]}") from error
+
+
+# ---- other libraries' formats ----
+
+def _foreign(kind: str, place: str) -> tuple[SAE[Any], dict[str, Any], str]:
+    """An SAE that sparsify or dictionary_learning saved, from a directory or from 'owner/name/folder' on the hub."""
+    folder, converter = Path(place).expanduser(), FOREIGN[kind]
+    try:
+        if folder.is_dir():
+            with _on_disk(folder):
+                sae = SAE.from_pretrained("local/local", folder.name, converter=converter)
+        else:
+            owner, name, inside = place.split("/", 2)
+            sae = SAE.from_pretrained(f"{owner}/{name}", inside, converter=converter)
+    except Exception as error:  # the loaders raise many kinds
+        raise DarkmatterError(f"The SAE '{kind}:{place}' cannot be opened; give a directory that {kind} wrote, or "
+                              f"'owner/name/folder' on the hub. The loader said: "
+                              f"{' '.join(str(error).split())[:200]}") from error
+    return sae, {}, f"{kind}:{folder.name if folder.is_dir() else place}"
+
+
+@contextmanager
+def _on_disk(folder: Path) -> Iterator[None]:
+    """sae-lens's loaders ask the hub for each file by name; here the files are in ``folder``."""
+    def found(repo_id: str, filename: str, **_: Any) -> str:
+        return str(folder / filename.removeprefix(f"{folder.name}/"))
+
+    before, loaders.hf_hub_download = loaders.hf_hub_download, found  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        loaders.hf_hub_download = before
+
+
+def _sparsify(repo_id: str, folder_name: str, device: str, force_download: bool,
+              cfg_overrides: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Tensor], None]:
+    """sparsify's cfg.json and sae.safetensors: W_enc is ``encoder.weight``, and b_dec comes off x first.
+
+    sae-lens's own loader transposes ``W_dec``, keeps b_dec on x, and takes the default ``num_latents`` of 0 as a width.
+    """
+    config, weights = (Path(loaders.hf_hub_download(repo_id=repo_id, filename=f"{folder_name}/{name}"))
+                       for name in ("cfg.json", "sae.safetensors"))
+    how, state = json.loads(config.read_text()), load_file(weights)
+    if how.get("transcode") or how.get("skip_connection") or how.get("activation", "topk") != "topk":
+        raise ValueError("it is a transcoder, has a skip connection or is no TopK SAE; only TopK SAEs can be read")
+    width, d_in = state["encoder.weight"].shape
+    cfg = {"architecture": "topk", "d_in": d_in, "d_sae": width, "k": how["k"], "apply_b_dec_to_input": True,
+           "rescale_acts_by_decoder_norm": False, "metadata": {"sae_lens_version": "6.0.0"}}
+    return cfg | dict(cfg_overrides or {}), {
+        "W_enc": state["encoder.weight"].T.contiguous().float(), "b_enc": state["encoder.bias"].float(),
+        "W_dec": state["W_dec"].float(), "b_dec": state["b_dec"].float()}, None
+
+
+FOREIGN: Mapping[str, Callable[..., Any]] = {
+    "sparsify": _sparsify, "dictionary_learning": loaders.dictionary_learning_sae_huggingface_loader_1}
 
 
 def _digest(sae: Any) -> str:

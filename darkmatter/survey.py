@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,17 +143,22 @@ class _Measured:
     is_eval: np.ndarray
 
 
-def _measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protocol: Protocol) -> dict[str, _Measured]:
-    """All metrics of all SAEs under one protocol, from one or three sweeps (the authors score rows they fitted on)."""
+def _measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protocol: Protocol,
+             sweep: Callable[..., _Sweep] | None = None) -> dict[str, _Measured]:
+    """All metrics of all SAEs under one protocol, from one or three sweeps (the authors score rows they fitted on).
+
+    ``sweep`` makes a sweep that does its passes elsewhere.
+    """
+    sweep = sweep or _Sweep
     fit = fitted_rows(preset, acts, protocol)
     everything = np.ones_like(fit)
     per_context = len(fit) / len(acts.text.tokens)
     require_rows(int(fit.sum()), acts.x.shape[1], per_context, preset.fit_share)
-    main = _Sweep(preset, opened, acts, fit, ~fit, protocol.intercept).run()
-    of_fvu = main if protocol.fvu_rows == "eval" else _Sweep(preset, opened, acts, fit, everything,
-                                                              protocol.intercept).run()
-    of_test = main if protocol.norm_test_rows == "eval" else _Sweep(preset, opened, acts, everything, everything,
-                                                                     protocol.intercept).run()
+    main = sweep(preset, opened, acts, fit, ~fit, protocol.intercept).run()
+    of_fvu = main if protocol.fvu_rows == "eval" else sweep(preset, opened, acts, fit, everything,
+                                                            protocol.intercept).run()
+    of_test = main if protocol.norm_test_rows == "eval" else sweep(preset, opened, acts, everything, everything,
+                                                                   protocol.intercept).run()
     found = {}
     for each in opened:
         scores = {"l0": main.mean_l0(each), "dead_share": main.dead_share(each)}
@@ -206,10 +211,12 @@ class _Sweep:
         self.codes = {each.name: codes.of(each, acts) for each in opened}
 
     def run(self) -> _Sweep:
-        maps = self._pass_one()
-        norm_maps = self._pass_two(maps)
-        self._pass_three(norm_maps)
+        maps = solve(self._pass_one(), self.intercept)
+        self._pass_three(solve(self._pass_two(maps), self.intercept))
         return self
+
+    def _moments(self) -> Moments:
+        return Moments()
 
     def _batches(self) -> Iterator[tuple[slice, Tensor]]:
         """Whole contexts, about ``ROWS`` rows at a time, float32 on the device."""
@@ -218,29 +225,28 @@ class _Sweep:
         while begin < len(starts) - 1:
             end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + ROWS, side="right")) - 1)
             rows = slice(int(starts[begin]), int(starts[end]))
-            yield rows, self.acts.read(rows).to(self.device)
+            yield rows, self.acts.read(rows, self.device)
             begin = end
 
     def _through(self, each: LoadedSAE, rows: slice, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sae(x), L0 and which latents fired: decoded from the stored codes where that is the same."""
-        if stored := self.codes[each.name]:
-            return stored.decode(each, rows), stored.l0(rows), stored.fired(each.width, rows)
-        return each(x)
+        stored = self.codes[each.name]
+        return stored.through(each, rows) if stored else each(x)
 
-    def _pass_one(self) -> dict[str, LinearMap]:
-        """b* of every SAE (section 3)."""
-        moments = Moments()
+    def _pass_one(self) -> Moments:
+        """Of x and every SaeError over the fitted rows, for b* (section 3)."""
+        moments = self._moments()
         for rows, x in self._batches():
             fit = self.fit[rows].to(self.device)
             if fit.any():
                 moments.update(x[fit], ((each.name, (x - self._through(each, rows, x)[0])[fit])
                                         for each in self.opened))
-        return solve(moments, self.intercept)
+        return moments
 
-    def _pass_two(self, maps: dict[str, LinearMap]) -> dict[str, LinearMap]:
-        """Sums over the scored rows, the squared norms of all rows, and the maps that predict them."""
+    def _pass_two(self, maps: dict[str, LinearMap]) -> Moments:
+        """Sums over the scored rows, the squared norms of all rows, and the moments for the maps that predict them."""
         own = {name: each.to(torch.float32, self.device) for name, each in maps.items()}
-        moments = Moments()
+        moments = self._moments()
         for rows, x in self._batches():
             scored, context = self.scored[rows].to(self.device), torch.from_numpy(self.acts.context[rows])
             ids = context[self.scored[rows]].long()
@@ -263,7 +269,7 @@ class _Sweep:
             fit = self.fit[rows].to(self.device)
             if fit.any():
                 moments.update(x[fit], ((name, norm[fit]) for name, norm in norms.items()))
-        return solve(moments, self.intercept)
+        return moments
 
     def _pass_three(self, maps: dict[str, LinearMap]) -> None:
         """The squared norms' predictions a*x, and what they leave on the scored rows."""

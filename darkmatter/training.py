@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -20,37 +24,74 @@ from typing import Any
 
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
-from sae_lens.constants import TRAINER_STATE_FILENAME
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.sae_trainer import SAETrainer
 
-from . import activations, cache
+from . import activations, cache, model
 from .errors import DarkmatterError
 from .preset import Preset, Training
 from .topk import SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig
 
 VALIDATION = 16_384  # the last tokens of the stream, never trained on: what FVU is watched on
 CHECKPOINTS = 8
+OTHERS = {"grid", "repeats", "elsewhere", "on_error", "distinct_elsewhere", "clear"}  # not of one SAE, or in its stream
 
 
-def run(preset: Preset, only: tuple[int, int] | None = None) -> dict[str, Path]:
-    """Train every (width, L0) of the preset's grid that is not trained yet: {name: directory}.
+def run(preset: Preset, only: tuple[int, int] | None = None, jobs: int = 1) -> dict[str, Path]:
+    """Train every (width, L0) of the preset's grid that is not trained yet: {name: directory}; ``jobs`` at a time.
 
     A directory holds what ``sae_lens.SAE.load_from_disk`` reads and ``record.json``: how it was trained.
     """
-    stream = activations.training(preset)
-    x, stream_key = stream.x, stream.key
-    chosen = [only] if only else preset.training.grid
-    return {name(preset, *pair): _train(preset, x, stream_key, *pair) for pair in chosen}
+    activations.training(preset)
+    return side_by_side([(one, each) for each in ([(preset, *only)] if only else ladder(preset))], jobs)
 
 
-def elsewhere(preset: Preset) -> dict[str, Path]:
+def ladder(preset: Preset) -> list[tuple[Preset, int, int]]:
+    """What the grid asks for: preset, width and L0 of each SAE, those with other seeds last."""
+    first = [(preset, *pair) for pair in preset.training.grid]
+    return first + [(seeded(preset, seed), *pair) for seed in (1, 2) for pair in preset.training.repeats]
+
+
+def elsewhere(preset: Preset, jobs: int = 1) -> dict[str, Path]:
     """Train the SAEs at the preset's other sites that are not trained yet, on text read in one forward pass."""
-    activations.trainings(preset, list(preset.elsewhere))
-    found: dict[str, Path] = {}
-    for site in preset.elsewhere:
-        found |= run(preset.at(site), preset.training.elsewhere)
-    return found
+    small = beside(preset)
+    activations.trainings(small, list(small.elsewhere))
+    return side_by_side([(one, (small.at(site), *small.training.elsewhere)) for site in small.elsewhere], jobs)
+
+
+def one(preset: Preset, width: int, k: int) -> dict[str, Path]:
+    """Train one SAE on the preset's stream: {name: directory}."""
+    stream = activations.training(preset)
+    return {name(preset, width, k): _train(preset, stream.x, stream.key, width, k)}
+
+
+def seeded(preset: Preset, seed: int) -> Preset:
+    """The same with the seed of its training moved on by ``seed``."""
+    return replace(preset, training=replace(preset.training, seed=preset.training.seed + seed))
+
+
+def beside(preset: Preset) -> Preset:
+    """The same with the number of different tokens that the SAEs beside the ladder see."""
+    recipe = preset.training
+    return replace(preset, training=replace(recipe, distinct_tokens=recipe.distinct_elsewhere or recipe.distinct_tokens,
+                                            distinct_elsewhere=None))
+
+
+Task = tuple[Callable[..., dict[str, Path]], tuple[Any, ...]]
+
+
+def side_by_side(tasks: Sequence[Task], jobs: int) -> dict[str, Path]:
+    """Call each function with its arguments, ``jobs`` processes of one thread at a time; join what they return."""
+    if jobs == 1 or len(tasks) < 2:
+        results = [call(*words) for call, words in tasks]
+    else:
+        spawned = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, spawned, torch.set_num_threads, (1,)) as pool:
+            running = [pool.submit(call, *words) for call, words in tasks]
+            results = [each.result() for each in running]
+    return {name: folder for result in results for name, folder in result.items()}
 
 
 def name(preset: Preset, width: int, k: int, on: str = "") -> str:
@@ -71,15 +112,26 @@ def batch_rows(recipe: Training, rows: int, step: int) -> torch.Tensor:
         raise DarkmatterError(f"A batch of {recipe.batch} tokens needs more than the {rows} training tokens there are; "
                               "ask for more distinct_tokens or a smaller batch.")
     epoch, at = divmod(step, per_epoch)
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    return torch.randperm(rows, generator=generator)[at * recipe.batch:(at + 1) * recipe.batch]
+    return _order(rows, recipe.seed * 1_000_003 + epoch)[at * recipe.batch:(at + 1) * recipe.batch]
 
 
-def _stream(x: torch.Tensor, recipe: Training, start: int) -> Iterator[torch.Tensor]:
+@lru_cache(maxsize=1)
+def _order(rows: int, seed: int) -> torch.Tensor:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+
+
+def _stream(x: torch.Tensor, recipe: Training, start: int, device: str = "cpu") -> Iterator[torch.Tensor]:
     step = start
     while True:
-        yield x[batch_rows(recipe, len(x), step)].float()
+        yield x[batch_rows(recipe, len(x), step)].to(device).float()
         step += 1
+
+
+def _folder(preset: Preset, stream: str, width: int, k: int, on: str = "") -> Path:
+    """Where an SAE is put, by all that determines its weights."""
+    how = {field: value for field, value in asdict(preset.training).items() if field not in OTHERS}
+    key = cache.key(stream=stream, width=width, k=k, version=1, grid=None, **how)
+    return cache.root() / "saes" / f"{name(preset, width, k, on)}-{key}"
 
 
 def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int, on: str = "",
@@ -88,10 +140,7 @@ def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int, on:
     if k > width:
         raise DarkmatterError(f"An SAE of {width} latents cannot have {k} of them active; give an L0 of at most its "
                               "width.")
-    recipe = preset.training
-    how = {field: value for field, value in asdict(recipe).items() if field not in ("grid", "elsewhere", "on_error")}
-    key = cache.key(stream=stream, width=width, k=k, version=1, grid=None, **how)
-    folder = cache.root() / "saes" / f"{name(preset, width, k, on)}-{key}"
+    folder = _folder(preset, stream, width, k, on)
     with cache.lock(folder.name):
         if not (folder / "record.json").exists():
             work = folder.with_name(folder.name + ".work")
@@ -106,6 +155,31 @@ def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int, on:
     return folder
 
 
+def early(preset: Preset, width: int, k: int, share: float) -> Path:
+    """Directory of an SAE of the grid as it was after a share of its training, an eighth or a multiple of it.
+
+    Its learning rate had not been lowered yet. Raises DarkmatterError where the SAE was not trained on this machine.
+    """
+    stream = activations.training(preset)
+    folder = _folder(preset, stream.key, width, k)
+    work = folder.with_name(folder.name + ".work")
+    tokens = share * math.ceil(preset.training.tokens / preset.training.batch) * preset.training.batch
+    near = min(work.glob("*/complete.json"), key=lambda path: abs(int(path.parent.name) - tokens), default=None)
+    if near is None or abs(int(near.parent.name) - tokens) > tokens / 100 + preset.training.batch:
+        raise DarkmatterError(f"There is no checkpoint of {folder.name} after {share:.0%} of its training here; train "
+                              f"it on this machine: python -m darkmatter train --preset {preset.name}")
+    early = folder.with_name(f"{name(preset, width, k)}-after-{near.parent.name}-{folder.name[-16:]}")
+    with cache.lock(early.name):
+        if not early.exists():
+            sae = SparseTopKTrainingSAE.load_from_disk(near.parent)
+            scaler = ActivationScaler()
+            scaler.load(near.parent / ACTIVATION_SCALER_CFG_FILENAME)
+            sae.fold_activation_norm_scaling_factor(scaler.scaling_factor or 1.0)
+            with cache.atomic(early) as temporary:
+                sae.save_inference_model(temporary)
+    return early
+
+
 def trained_rows(rows: int) -> int:
     """How many rows of a stream are trained on; the rest, its last, are those that FVU is watched on."""
     return rows - min(VALIDATION, rows // 8)
@@ -118,12 +192,12 @@ def _sides(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) -> SAETrainer:
     """A trainer at its newest complete checkpoint, or at the start."""
-    recipe = preset.training
+    recipe, device = preset.training, _device(preset)
     torch.manual_seed(recipe.seed * 1_000_003 + width * 131 + k)
     meta = SAEMetadata(model_name=preset.model, hook_name=preset.site, context_size=preset.context_length,
                        prepend_bos=preset.prepend_bos, model_dtype=preset.dtype)
     sae = SparseTopKTrainingSAE(SparseTopKTrainingSAEConfig(
-        d_in=x.shape[1], d_sae=width, k=k, device="cpu", dtype="float32", metadata=meta,
+        d_in=x.shape[1], d_sae=width, k=k, device=device, dtype="float32", metadata=meta,
         normalize_activations="expected_average_only_in", decoder_init_norm=0.5))
     train, held = _sides(x)
     steps = math.ceil(recipe.tokens / recipe.batch)
@@ -131,7 +205,8 @@ def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) ->
         total_training_samples=steps * recipe.batch, train_batch_size_samples=recipe.batch,
         lr=recipe.lr * (4096 / width) ** 0.5, lr_end=0.0, lr_warm_up_steps=int(recipe.warmup * steps),
         lr_decay_steps=int(recipe.decay * steps), dead_feature_window=max(1, 200_000 // recipe.batch),
-        n_checkpoints=CHECKPOINTS - 1, checkpoint_path=str(work), logger=LoggingConfig(log_to_wandb=False))
+        n_checkpoints=CHECKPOINTS - 1, checkpoint_path=str(work), device=device,
+        logger=LoggingConfig(log_to_wandb=False))
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
     trainer.optimizer.param_groups[0]["fused"] = True  # torch's own single-pass Adam: the same update
     sample = train[:16 * recipe.batch].float()
@@ -140,8 +215,18 @@ def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) ->
         sae.b_dec.copy_(sample.mean(0) * trainer.activation_scaler.scaling_factor)
     trainer.save_checkpoint_fn = lambda checkpoint_path: _checkpointed(trainer, held, checkpoint_path)
     _resume(trainer, work)
-    trainer.data_provider = _stream(train, recipe, trainer.n_training_steps)
+    trainer.data_provider = _stream(train, recipe, trainer.n_training_steps, device)
     return trainer
+
+
+def _device(preset: Preset) -> str:
+    """Where to train: MPS lacks the sparse sums."""
+    device = model.device_of(preset)
+    return "cpu" if device.type == "mps" else str(device)
+
+
+def _hardware(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
 
 
 def _checkpointed(trainer: SAETrainer, held: torch.Tensor, checkpoint_path: Path | None) -> None:
@@ -169,7 +254,7 @@ def _resume(trainer: SAETrainer, work: Path) -> None:
 
 @torch.no_grad()
 def _fvu(trainer: SAETrainer, held: torch.Tensor) -> float:
-    scaled = trainer.activation_scaler(held)
+    scaled = trainer.activation_scaler(held.to(trainer.sae.device))
     missing = sum(float((part - trainer.sae(part)).pow(2).sum()) for part in scaled.split(1024))
     return missing / float((scaled - scaled.mean(0)).pow(2).sum())
 
@@ -188,6 +273,7 @@ def _record(preset: Preset, x: torch.Tensor, stream: str, trainer: SAETrainer, w
         "epochs": trainer.n_training_samples / len(train), "fvu": _fvu(trainer, held),
         "seed": recipe.seed, "recipe": asdict(replace(recipe, grid=())), "lr": trainer.cfg.lr, "stream": stream,
         "curve": sorted(curve, key=lambda row: row["tokens"]), "dead_share": _dead(trainer),
+        "hardware": _hardware(trainer.sae.device),
         "versions": {p: version(p) for p in ("torch", "sae-lens", "transformer-lens", "transformers")},
         "command": "python -m darkmatter train --preset " + preset.name,
     }

@@ -48,10 +48,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from plotly.subplots import make_subplots
 
-from darkmatter import activations, corpus, figures, model, records, regression, saes, survey
+from darkmatter import activations, corpus, figures, model, records, reference, regression, repeats, saes, survey
 from darkmatter.errors import DarkmatterError
 
 run = records.start("01_data", preset, sae=sae, loss_contexts=loss_contexts, layer_contexts=layer_contexts)
@@ -145,8 +145,9 @@ def contexts_and_sources(text: corpus.Corpus | None, domain: str) -> tuple[int, 
 
 
 rows = []
-for domain in corpus.MIX if mixed else dict.fromkeys(held.domains):
-    kind = corpus.MIX[domain].kind if mixed else "–"
+further = [name for name in corpus.EXTRA if train and name in train.domains]  # of the training text alone
+for domain in [*corpus.MIX, *further] if mixed else dict.fromkeys(held.domains):
+    kind = (corpus.MIX | corpus.EXTRA)[domain].kind if mixed else "–"
     (contexts, sources), (more, others) = contexts_and_sources(held, domain), contexts_and_sources(train, domain)
     rows.append((domain, kind, f"{contexts / len(held.tokens):.0%}", contexts, sources, more, others))
 columns = ["domain", "kind", "share", "contexts", "sources", "training contexts", "training sources"]
@@ -179,7 +180,8 @@ The sha256 of the token matrix is `{held.digest[:16]}…`{"; a test compares it 
 """)
 
 # %% tags=["hide-input"]
-licences = [(name, f"`{d.package}`", d.licence) for name, d in corpus.MIX.items()] if mixed else []
+packages = corpus.MIX | {name: corpus.EXTRA[name] for name in further} if mixed else {}
+licences = [(name, f"`{d.package}`", d.licence) for name, d in packages.items()]
 figures.table(
     pd.DataFrame(licences or [("–", "–", "the reader's own text")], columns=["domain", "package", "licence"]),
     caption="Where the text comes from, and what each package and its text say of their licence.",
@@ -207,22 +209,10 @@ Markdown(words)
 # on both sides, and it counts how often a run of 32 tokens of the evaluation text occurs anywhere in the training text.
 
 # %%
-RUN = 32  # tokens
-
-
-def runs(text: corpus.Corpus) -> np.ndarray:
-    """A 64-bit hash of every run of RUN tokens, [context, position]."""
-    weights = np.random.default_rng(0).integers(2**63, size=RUN, dtype=np.uint64)
-    width = text.tokens.shape[1] - RUN + 1
-    total = np.zeros((len(text.tokens), width), np.uint64)
-    for i, weight in enumerate(weights):  # uint64 wraps around, as a hash should
-        total += text.tokens[:, i : i + width].astype(np.uint64) * weight
-    return total
-
-
+RUN = corpus.RUN  # tokens
 if train is not None:
     assert not set(held.sources) & set(train.sources)
-    repeated = np.isin(runs(held), runs(train))
+    repeated = repeats.Runs(train.tokens, RUN).among(held.tokens)  # bool [context, position of the run's first token]
 
 # %% tags=["hide-input"]
 words = "SAEs are not trained on a text of the reader's own, so there is nothing to compare."
@@ -233,7 +223,10 @@ if train is not None:
     words = f"""
     None of the {len(held.sources)} evaluation sources is among the {len(train.sources)} training sources. Of the
     {repeated.size:,} runs of {RUN} tokens in the evaluation text, {int(repeated.sum()):,} ({repeated.mean():.2%})
-    occur in the training text too{f", {where}" if repeated.any() else ""}.
+    occur in the training text too{f", {where}" if repeated.any() else ""}: licence headers, repeated documentation,
+    sentences that are printed twice. {"A recipe that is `clear` drops every training context with such a run: "
+    f"{sum(train.dropped.values())} were dropped here." if p.training.clear else "The large suite is trained on text without them "
+    "(`clear` in its recipe); these SAEs are older than that rule."}
     """
 figures.prose(words)
 
@@ -790,3 +783,6 @@ figures.prose(f"""
 
 # %%
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

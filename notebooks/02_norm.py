@@ -32,8 +32,9 @@ loss_contexts: int = 40  # contexts on which the model's loss is measured, for t
 
 # %% tags=["hide-input"]
 import pandas as pd
+from IPython.display import display
 
-from darkmatter import baselines, figures, records, survey
+from darkmatter import baselines, figures, records, reference, survey
 from darkmatter.figures import interval, number, prose
 
 run = records.start("02_norm", preset, sae=sae, loss_contexts=loss_contexts)
@@ -185,3 +186,6 @@ run.add_rows(result.rows.query("metric == 'r2_norm' or metric == 'l0'"))
 for row in compared.itertuples():
     run.add(f"r2_norm from {row.predictor}", row.value, row.low, row.high, row.n, "tokens", name)
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

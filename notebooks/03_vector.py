@@ -31,8 +31,9 @@ sae: str = ""  # one SAE instead of the preset's own: release:sae_id, a director
 # %% tags=["hide-input"]
 import pandas as pd
 import torch
+from IPython.display import display
 
-from darkmatter import figures, records, saes, survey
+from darkmatter import figures, records, reference, saes, survey
 from darkmatter.figures import interval, number, prose
 from darkmatter.regression import Moments, Sums, best_scale, clusters, resample, score, solve
 
@@ -215,3 +216,6 @@ run.add_rows(three.rows)
 run.add_rows(result.rows[result.rows["metric"].isin(["fvu", "fvu_nonlinear", "r2_vector", "r2_vector_weighted"])])
 run.add("r2_vector of shuffled errors", shuffled.value, shuffled.low, shuffled.high, shuffled.n, "tokens", name)
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

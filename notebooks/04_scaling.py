@@ -41,7 +41,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
-from darkmatter import figures, records, scaling, survey
+from darkmatter import figures, records, reference, scaling, survey
 from darkmatter.figures import interval, number, prose
 
 run = records.start("04_scaling", preset, sae=sae)
@@ -355,3 +355,6 @@ if law:
                        "slope_fvu": slope["FVU"], "slope_fvu_nonlinear": slope["FVU nonlinear"]}.items():
         run.add(name, *each, n_eval, "tokens")
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

@@ -44,7 +44,7 @@ import torch
 from IPython.display import display
 from plotly.subplots import make_subplots
 
-from darkmatter import figures, model, pertoken, records, scaling, survey
+from darkmatter import figures, model, pertoken, records, reference, scaling, survey
 from darkmatter.figures import interval, number, prose
 
 run = records.start("05_per_token", preset, sae=sae, domain=domain, context=context)
@@ -380,3 +380,6 @@ if several:
     for part in TITLES:
         run.add(f"ratio of the norm of {part}, widest over narrowest", *rows.estimate(ends[part]["ratio"]), n, "tokens")
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

@@ -45,7 +45,7 @@ import torch
 from IPython.display import display
 from scipy import sparse
 
-from darkmatter import codes, figures, pertoken, records, saes, scaling, survey, theory
+from darkmatter import codes, figures, pertoken, records, reference, saes, scaling, survey, theory
 from darkmatter.errors import DarkmatterError
 from darkmatter.figures import interval, number, prose
 from darkmatter.regression import Moments, resample, solve, squared_norm
@@ -723,3 +723,6 @@ for label, (a, b) in both.items():
 for label, draws in correlations.items():
     run.add(f"correlation of probe and mean activity, {label}", *rows.estimate(draws), n_eval, "tokens", name)
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

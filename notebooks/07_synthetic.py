@@ -37,9 +37,10 @@ tokens: int = 50_000  # kept tokens used, in equal shares from all contexts
 # %% tags=["hide-input"]
 import numpy as np
 import pandas as pd
+from IPython.display import display
 from plotly.subplots import make_subplots
 
-from darkmatter import figures, records, saes, survey, synthetic
+from darkmatter import figures, records, reference, saes, survey, synthetic
 from darkmatter.errors import DarkmatterError
 from darkmatter.figures import interval, number, prose
 from darkmatter.scaling import estimate
@@ -394,3 +395,6 @@ for i, (label, each) in enumerate([("real error", (real_share, None, None)), *de
 for i, noise in enumerate(settings):
     run.add(f"linear share of removed latents, σ {noise[0]:g} and {noise[1]:g}", *of_removed(i), grid.n, "tokens", name)
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

@@ -43,7 +43,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
-from darkmatter import activations, figures, onerror, parts, records, saes, scaling, survey
+from darkmatter import activations, figures, onerror, parts, records, reference, saes, scaling, survey
 from darkmatter.errors import DarkmatterError
 from darkmatter.figures import interval, number, prose
 from darkmatter.regression import clusters
@@ -309,3 +309,6 @@ if trained:
     for which in LABELS:
         run.add(f"fvu_seeds_{which}", *finals.loc[which, ["mean", "min", "max"]], int(finals.loc[which, "count"]), "seeds")
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

@@ -43,7 +43,20 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
-from darkmatter import activations, figures, interpret, model, onerror, parts, records, saes, scorers, survey, windows
+from darkmatter import (
+    activations,
+    figures,
+    interpret,
+    model,
+    onerror,
+    parts,
+    records,
+    reference,
+    saes,
+    scorers,
+    survey,
+    windows,
+)
 from darkmatter.errors import DarkmatterError
 from darkmatter.figures import interval, number, prose
 
@@ -341,3 +354,6 @@ for which, gap in gaps.items():
 for kind, each in both.items():
     run.add(f"detection_linear_minus_nonlinear ({kind})", *each, len(drawn["linear"]), "latents")
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

@@ -43,7 +43,7 @@ import plotly.graph_objects as go
 import torch
 from IPython.display import display
 
-from darkmatter import downstream, figures, model, parts, records, regression, saes, scaling, survey
+from darkmatter import downstream, figures, model, parts, records, reference, regression, saes, scaling, survey
 from darkmatter.figures import interval, prose
 
 run = records.start("10_downstream", preset, sae=sae, loss_contexts=loss_contexts, more_contexts=more_contexts,
@@ -403,6 +403,9 @@ for each, value_of in gap.items():
 for row in controls[controls["added"] != "the part itself"].itertuples():
     run.add(f"share of loss gap, {row.part} ({row.added}), %", row.value, row.low, row.high, int(n["common"]), "tokens", name)
 run.add("loss that Sae(x) adds / loss that a random error of its length adds", *fold, int(n["common"]), "tokens", name)
-run.add("forward passes saved: full passes / shared pass", len(stack) * alone / together, n=1, unit="context")
-run.add("floor / shared pass", floor / together, n=1, unit="context")
+run.add_timing("forward passes saved: full passes / shared pass", len(stack) * alone / together, n=1, unit="context")
+run.add_timing("floor / shared pass", floor / together, n=1, unit="context")
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

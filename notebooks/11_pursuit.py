@@ -42,7 +42,7 @@ import plotly.graph_objects as go
 import torch
 from IPython.display import display
 
-from darkmatter import figures, pursuit, records, regression, saes, scaling, survey
+from darkmatter import figures, pursuit, records, reference, regression, saes, scaling, survey
 from darkmatter.errors import DarkmatterError
 from darkmatter.figures import interval, number, prose
 
@@ -393,6 +393,9 @@ for each, found in falls.items():
     for key, value in found.items():
         run.add(f"fall of {key} with gradient pursuit, %", *value, int((~fit[few]).sum()), "tokens", each)
 run.add("encoder band", *band, int((~fit[few]).sum()), "tokens")
-run.add("gradient pursuit, tokens a second", speed, n=len(x), unit="tokens", sae=name)
-run.add("tokens a second that float32 products alone would allow", bound, n=len(x), unit="tokens", sae=name)
+run.add_timing("gradient pursuit, tokens a second", speed, n=len(x), unit="tokens", sae=name)
+run.add_timing("tokens a second that float32 products alone would allow", bound, n=len(x), unit="tokens", sae=name)
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

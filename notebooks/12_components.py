@@ -38,7 +38,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
-from darkmatter import activations, components, figures, records, saes, survey
+from darkmatter import activations, components, figures, records, reference, saes, survey
 from darkmatter.components import TARGETS, Predicted
 from darkmatter.figures import interval, number, prose
 from darkmatter.scaling import estimate
@@ -84,12 +84,12 @@ else:
 # $x$ itself scores 1 on {term}`LinearError` and 0 on NonlinearError, by construction.
 
 # %%
-reference, others, together = "this site", "neighbours together", "all together"
-bars_of = {reference: [reference]} | {label: [label] for label in neighbours}
+own_site, others, together = "this site", "neighbours together", "all together"
+bars_of = {own_site: [own_site]} | {label: [label] for label in neighbours}
 if neighbours:
-    bars_of |= {others: list(neighbours), together: [reference, *neighbours]}
-beside = {"x and this site": ["x", reference]} | ({"x and neighbours": ["x", *neighbours]} if neighbours else {})
-found = components.predict(errors, {"x": acts[p.site].read, reference: errors.reconstruction, **neighbours}, bars_of | beside)
+    bars_of |= {others: list(neighbours), together: [own_site, *neighbours]}
+beside = {"x and this site": ["x", own_site]} | ({"x and neighbours": ["x", *neighbours]} if neighbours else {})
+found = components.predict(errors, {"x": acts[p.site].read, own_site: errors.reconstruction, **neighbours}, bars_of | beside)
 basis = f"{found.n:,} held-out tokens of {result.rows['sources'].iloc[0]} {result.unit}"
 d, n_fit = acts[p.site].x.shape[1], int(errors.fitted.sum())
 most = sum(acts[site].x.shape[1] for site in (p.site, *sites.values()))
@@ -131,7 +131,7 @@ figures.table(rows_of(found, {label: label for label in bars_of}), f"The same in
               f"also weighted by variance. {basis}.", "tab-components")
 
 # %% tags=["hide-input"]
-alone = {label: value(found, label, "NonlinearError") for label in [reference, *neighbours]}
+alone = {label: value(found, label, "NonlinearError") for label in [own_site, *neighbours]}
 best = max(alone, key=lambda label: alone[label][0])
 everything = value(found, together, "NonlinearError") if neighbours else (None, None, None)
 display(prose(f"""
@@ -157,11 +157,11 @@ Alone, *{best}* predicts NonlinearError best: {interval(*alone[best])}.
 # from $x$ and their reconstructions takes away, without the own reconstruction.
 
 # %% tags=["hide-input"]
-own_rows = rows_of(found, {reference: f"{reference} alone", **{label: label for label in beside}})
+own_rows = rows_of(found, {own_site: f"{own_site} alone", **{label: label for label in beside}})
 figures.table(own_rows, f"The own reconstruction alone and next to $x$, and the neighbours next to $x$. {basis}.", "tab-components-beside")
 
 # %% tags=["hide-input"]
-of_error, of_linear, of_rest = (value(found, reference, target) for target in TARGETS)
+of_error, of_linear, of_rest = (value(found, own_site, target) for target in TARGETS)
 taken = value(found, "x and neighbours", "NonlinearError") if neighbours else (None, None, None)
 told = [f"The own reconstruction predicts {interval(*of_rest)} of NonlinearError and {interval(*of_linear)} of LinearError, but "
         f"{interval(*of_error)} of their sum, SaeError. " + (
@@ -204,7 +204,7 @@ from_raw = components.predict(errors, {label: acts[site].read for label, site in
 
 # %% tags=["hide-input"]
 words = ({"second": f"another SAE here, {second.width:,} wide", "both": "x and that one"} if second else {}) | {
-    "shuffled": f"{next(iter(neighbours), reference)}, shuffled"}
+    "shuffled": f"{next(iter(neighbours), own_site)}, shuffled"}
 shown = rows_of(controls, words)
 if from_raw:
     shown = pd.concat([rows_of(from_raw, {label: f"raw: {label}" for label in raw_sets}), shown], ignore_index=True)
@@ -297,3 +297,6 @@ for words_of, of in (("reconstruction", found), ("raw", from_raw), ("control", c
     for row in of.table().itertuples() if of else ():
         run.add(f"{row.metric} of {row.target} from {row.set} ({words_of})", row.value, row.low, row.high, row.n, "tokens", own.name)
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

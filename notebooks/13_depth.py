@@ -36,9 +36,10 @@ loss_contexts: int = 40  # contexts on which the model's loss is measured, for t
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import display
 from transformers import AutoConfig
 
-from darkmatter import activations, baselines, components, figures, model, records, survey
+from darkmatter import activations, baselines, components, figures, model, records, reference, survey
 from darkmatter.errors import DarkmatterError
 from darkmatter.figures import interval, number, prose
 from darkmatter.regression import STATISTICS, Sums, clusters, resample
@@ -236,3 +237,6 @@ for row in rows.itertuples():
 for layer, (each, worth_here, count) in trimmed.items():
     run.add(f"r2_norm at layer {layer} without the 1% largest errors", *estimate(each, worth_here), count, "tokens")
 record = run.finish()
+
+# %% tags=["hide-input"]
+display(*reference.beside(record))

@@ -96,6 +96,13 @@ def test_what_the_activations_depend_on_is_in_their_key(fields: dict[str, Any], 
     assert evaluation().key != evaluation(**fields).key
 
 
+def test_centred_activations_lie_beside_the_others(captured: list[int]) -> None:
+    plain, centred = evaluation(), evaluation(centre=True)
+    assert centred.key != plain.key
+    x = activation(centred.text.tokens)[centred.context, centred.position]
+    torch.testing.assert_close(centred.x.float(), x - x.mean(-1, keepdim=True), rtol=1e-2, atol=1e-2)
+
+
 def test_reading_does_not_write(captured: list[int]) -> None:
     acts = evaluation()
     acts.x[0] = 7

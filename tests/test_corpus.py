@@ -100,17 +100,16 @@ def paragraphs(text: corpus.Corpus, tokenizer: Any) -> set[str]:
 # --- how the mix is cut, on documents made here
 
 
-def made_up(monkeypatch: pytest.MonkeyPatch, **domains: list[str]) -> None:
-    """Put domains of equal shares, each with the documents given, in the place of the mix."""
+def made_up(monkeypatch: pytest.MonkeyPatch, extra: dict[str, list[str]] | None = None, **domains: list[str]) -> None:
+    """Put domains of equal shares, each with the documents given, in the place of the mix; ``extra`` only trains."""
 
-    def reader(texts: list[str]) -> Any:
-        return lambda root: ((f"document-{i}", text) for i, text in enumerate(texts))
+    def domain(share: float, texts: list[str]) -> corpus.Domain:
+        return corpus.Domain(
+            share, "prose", "numpy", "none", lambda root: ((f"document-{i}", text) for i, text in enumerate(texts))
+        )
 
-    mix = {
-        name: corpus.Domain(1 / len(domains), "prose", "numpy", "none", reader(texts))
-        for name, texts in domains.items()
-    }
-    monkeypatch.setattr(corpus, "MIX", mix)
+    monkeypatch.setattr(corpus, "MIX", {name: domain(1 / len(domains), texts) for name, texts in domains.items()})
+    monkeypatch.setattr(corpus, "EXTRA", {name: domain(0, texts) for name, texts in (extra or {}).items()})
 
 
 def mixed(**fields: Any) -> Preset:

@@ -47,7 +47,7 @@ def test_a_second_seed_is_an_sae_of_its_own() -> None:
 
 
 def test_widths_by_their_letters() -> None:
-    sizes = {"768": 768, "16k": 2**14, "1m": 2**20, "8x": 8, "262k-seed_1": 262 * 1024}
+    sizes = {"768": 768, "16k": 2**14, "1m": 2**20, "8x": 8, "65k": 2**16, "262k-seed_1": 2**18}
     assert {width: releases.size(width) for width in sizes} == sizes
 
 

@@ -58,11 +58,12 @@ def test_nothing_can_run_what_a_file_says() -> None:
 
 
 BASE = ["errors", "cache", "releases", "preset"]
-MEASURING = ["pile", "corpus", "model", "topk", "activations", "training", "saes", "codes", "regression", "survey",
-             "decompose", "baselines", "scaling", "plan"]
+MEASURING = ["pile", "library", "repeats", "corpus", "model", "topk", "activations", "training", "saes", "codes",
+             "regression", "survey", "convergence", "shards", "decompose", "baselines", "scaling", "plan"]
 EXPERIMENTS = ["parts", "onerror", "windows", "interpret", "scorers", "pertoken", "theory", "synthetic", "components",
                "downstream", "pursuit"]
-ROOMS = [*BASE, *MEASURING, *EXPERIMENTS, "records", "figures", "pairs", "pages", "book"]
+SHOWING = ["records", "figures", "report", "reference", "pairs", "pages", "book", "backends", "grid"]
+ROOMS = [*BASE, *MEASURING, *EXPERIMENTS, *SHOWING]
 
 
 def test_the_rooms_import_one_way() -> None:

@@ -1,0 +1,66 @@
+"""Row 'cross-entropy': other vectors in the place of x, against a full forward pass for each of them.
+
+The bound is the model below the site once, and the model above it once a variant, both timed alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from darkmatter import corpus, downstream, model
+from darkmatter import preset as presets
+
+from . import data, timing
+
+CLOSE = {"float32": 1e-4, "bfloat16": 0.02}  # of the mean loss in nats: the rounding of the model's dtype
+VARIANTS = 4  # x, Sae(x), and Sae(x) with each part of the error given back
+
+
+@torch.inference_mode()
+def full(loaded: model.LoadedModel, site: str, tokens: np.ndarray, kept: np.ndarray, vectors: Tensor) -> Tensor:
+    """Losses [variant, n] from one forward pass of the whole model for each variant, with all its logits."""
+    device = next(loaded.bridge.original_model.parameters()).device
+    ids, where = (torch.as_tensor(each, dtype=torch.long, device=device) for each in (tokens, kept))
+    found = []
+    for variant in vectors.to(device):
+        def put(value: Tensor, hook: Any, variant: Tensor = variant) -> Tensor:
+            value = value.clone()
+            value[0, where] = variant.to(value.dtype)
+            return value
+
+        logits = loaded.bridge.run_with_hooks(ids[None], fwd_hooks=[(site, put)], return_type="logits")[0, where]
+        found.append(torch.nn.functional.cross_entropy(logits.float(), ids[where + 1], reduction="none"))
+    return torch.stack(found).cpu()
+
+
+def run(device: str, source: str, positions: int, pairs: int, limit: float) -> dict[str, Any]:
+    """One context of the preset ``source``, of which the first ``positions`` kept tokens are replaced."""
+    preset = presets.load(source, device=device)
+    loaded = model.load(preset)
+    tokens = corpus.evaluation(preset, loaded.tokenizer).tokens[0]
+    kept = np.flatnonzero(model.kept(loaded.tokenizer, tokens[None], preset.first_kept)[0])[:positions]
+    x = model.capture(loaded, tokens[None], [preset.site])[preset.site][0, kept].float()
+    noise = torch.randn((VARIANTS, *x.shape), generator=data.generator(0, "cpu")).to(x.device)
+    vectors = x + torch.linspace(0, 0.3, VARIANTS, device=x.device)[:, None, None] * noise * x.std(0)
+
+    def baseline() -> Tensor:
+        return full(loaded, preset.site, tokens, kept, vectors)
+
+    def ours(some: Tensor = vectors) -> Tensor:
+        return downstream.losses(loaded, preset.site, tokens, kept, some)
+
+    off = float((baseline().mean(1) - ours().mean(1)).abs().max())
+    if not off < CLOSE[preset.dtype]:
+        raise ValueError(f"The two sides differ by {off:.3g} nats in the mean loss.")
+    times = timing.pairs(baseline, ours, device, pairs, limit)
+    until = tokens[None, :int(kept[-1]) + 1]
+    below, one = (sorted(timing.seconds(work, device) for _ in range(3))[1]
+                  for work in (lambda: model.capture(loaded, until, [preset.site]), lambda: ours(vectors[:1])))
+    bound = below + VARIANTS * max(one - below, 0)
+    found = times.fields()
+    return found | {"difference": off, "bound_seconds": bound, "above_bound": found["ours_seconds"] / bound,
+                    "bound_ratio": found["baseline_seconds"] / bound}

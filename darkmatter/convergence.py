@@ -1,0 +1,78 @@
+"""How an SAE's error changes with its training: the survey of its checkpoints (what the paper did not look at).
+
+An SAE that has been trained too little has an error that looks linear, so R² must be read with its training in mind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from . import cache, saes, survey, training
+from .errors import DarkmatterError
+from .preset import Preset
+
+SHARES = (1 / 8, 1 / 4, 1 / 2)  # of the training tokens; the finished SAE is surveyed anyway
+METRICS = ("fvu", "fvu_nonlinear", "r2_vector", "r2_vector_weighted", "r2_norm", "dead_share")
+RECORDS = saes.ARTIFACTS / "convergence.json"
+
+
+def measure(preset: Preset, grid: Sequence[tuple[int, int]] | None = None) -> pd.DataFrame:
+    """One row for each SAE of the grid and share of its training: sae, width, k, share, tokens, and each of METRICS.
+
+    With NAME_low and NAME_high, its 95% interval, and NAME_n, the tokens it was scored on. Surveys what was not
+    surveyed yet. Raises DarkmatterError for an SAE that was not trained on this machine.
+    """
+    rows = []
+    for width, k in grid or preset.training.grid:
+        end = _end(preset, width, k)
+        refs = {share: str(training.early(preset, width, k, share)) for share in SHARES} | {1.0: end}
+        result = survey.run(preset, list(refs.values()))
+        for share, ref in refs.items():
+            rows.append({"sae": training.name(preset, width, k), "width": width, "k": k, "share": share,
+                         "tokens": round(share * preset.training.tokens),
+                         **_metrics(result.rows, result.names[ref])})
+    return pd.DataFrame(rows)
+
+
+def collect(preset: Preset) -> Path:
+    """Write ``measure`` of the preset's whole grid to artifacts/convergence.json."""
+    rows = measure(preset).to_dict("records")
+    with cache.atomic(RECORDS) as temporary:
+        temporary.write_text(json.dumps({"preset": preset.name, "rows": rows}, indent=1) + "\n")
+    return RECORDS
+
+
+def recorded(preset: Preset) -> pd.DataFrame:
+    """``measure``: from the committed file for the preset that it was made of; else of the SAEs trained here."""
+    if all(ref.startswith("artifact:") for ref in preset.saes):
+        known = json.loads(RECORDS.read_text()) if RECORDS.exists() else {"preset": "", "rows": []}
+        names = {ref.removeprefix("artifact:") for ref in preset.saes}
+        return pd.DataFrame([row for row in known["rows"] if row["sae"] in names])
+    sizes = [tuple(map(int, ref.removeprefix("train:").split("x"))) for ref in preset.saes if ref.startswith("train:")]
+    if not sizes:
+        raise DarkmatterError(f"The SAEs of the preset '{preset.name}' come without their checkpoints, so there is no "
+                              "training to look back on.")
+    return measure(preset, [(width, k) for width, k in sizes])
+
+
+def _end(preset: Preset, width: int, k: int) -> str:
+    """The finished SAE: as it ships, if it does."""
+    shipped = f"artifact:{training.name(preset, width, k)}"
+    if shipped in preset.saes:
+        return shipped
+    (folder,) = training.run(preset, only=(width, k)).values()
+    return str(folder)
+
+
+def _metrics(rows: pd.DataFrame, sae: str) -> dict[str, Any]:
+    found = {}
+    for row in rows.to_dict("records"):
+        if row["sae"] == sae and (name := str(row["metric"])) in METRICS:
+            found |= {name: row["value"], f"{name}_low": row["low"], f"{name}_high": row["high"],
+                      f"{name}_n": row["n_eval"]}
+    return found

@@ -1,0 +1,70 @@
+"""Checkpoints as SAEs: they compute what the trainer computed then, and their survey says how the error changed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from darkmatter import activations, convergence, saes, training
+from darkmatter.activations import Activations
+from darkmatter.errors import DarkmatterError
+from darkmatter.preset import Preset, Training
+from tests import tiny
+
+WIDTH, K = 32, 4
+
+
+@pytest.fixture(autouse=True)
+def stream(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Activations:
+    """Activations to train on, and others to measure on."""
+    torch.set_num_threads(1)
+    stream = tiny.acts(contexts=60)
+    monkeypatch.setattr(activations, "training", lambda preset: stream)
+    monkeypatch.setattr(activations, "evaluation", lambda preset, loaded=None: tiny.acts(seed=1))
+    monkeypatch.setattr(convergence, "RECORDS", tmp_path / "convergence.json")
+    return stream
+
+
+def preset(**fields: object) -> Preset:
+    recipe = Training(grid=((WIDTH, K),), tokens=16_000, distinct_tokens=2400, batch=100, lr=3e-3)
+    return replace(tiny.preset(saes=(f"train:{WIDTH}x{K}",)), **({"training": recipe} | fields))
+
+
+def test_an_early_sae_is_the_trainer_of_then(stream: Activations) -> None:
+    training.run(preset())
+    folder = training.early(preset(), WIDTH, K, 1 / 4)
+    (checkpoint,) = folder.parent.glob("*.work/4*")
+    weights = load_file(checkpoint / "sae_weights.safetensors")
+    scale = json.loads((checkpoint / "activation_scaler.json").read_text())["scaling_factor"]
+    x = stream.x[:50].float()
+    before = (x * scale - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    strength = before.relu() * weights["W_dec"].norm(dim=1)
+    chosen = strength.topk(K, dim=1)
+    latents = torch.zeros_like(before).scatter(1, chosen.indices, chosen.values)
+    expected = (latents / weights["W_dec"].norm(dim=1) @ weights["W_dec"] + weights["b_dec"]) / scale
+    found, _, _ = saes.load(str(folder), preset())(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_error_falls_with_training_and_the_file_is_read_back() -> None:
+    rows = convergence.measure(preset())
+    assert rows.share.tolist() == [1 / 8, 1 / 4, 1 / 2, 1.0] and rows.tokens.tolist() == [2000, 4000, 8000, 16_000]
+    assert rows.fvu.iloc[-1] < rows.fvu.iloc[0]
+    assert (rows.fvu_low < rows.fvu).all() and (rows.fvu < rows.fvu_high).all() and (rows.fvu_n > 0).all()
+    convergence.collect(preset())
+    shipped = replace(preset(), saes=(f"artifact:{training.name(preset(), WIDTH, K)}",), default_sae="")
+    assert convergence.recorded(shipped).fvu.tolist() == pytest.approx(rows.fvu.tolist())
+    assert convergence.recorded(replace(shipped, saes=("artifact:another",), default_sae="")).empty
+    assert convergence.recorded(preset()).fvu.tolist() == pytest.approx(rows.fvu.tolist())
+
+
+def test_an_sae_that_was_not_trained_here() -> None:
+    with pytest.raises(DarkmatterError, match=r"no checkpoint of toy-l0-w32-k4-\w+ after 25% of its training here"):
+        training.early(preset(), WIDTH, K, 1 / 4)
+    with pytest.raises(DarkmatterError, match=r"come without their checkpoints"):
+        convergence.recorded(replace(preset(), saes=("a-release:an-id",), default_sae=""))

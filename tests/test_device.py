@@ -1,0 +1,79 @@
+"""The GPU runs the same code: its answers beside the CPU's. Skipped where there is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from darkmatter import activations, codes, pursuit, survey, training
+from darkmatter.preset import Training
+from darkmatter.regression import Moments, solve
+from tests import tiny
+
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+              pytest.mark.usefixtures("own_cache")]
+
+
+def test_regression() -> None:
+    x = tiny.features(3000)
+    maps = {}
+    for device in ("cpu", "cuda"):
+        moments = Moments()
+        for block in x.to(device).split(500):
+            moments.update(block, [("y", block.square())])
+        maps[device] = solve(moments)["y"]
+    assert maps["cuda"].weight.is_cuda
+    torch.testing.assert_close(maps["cuda"].weight.cpu(), maps["cpu"].weight, rtol=1e-4, atol=1e-5)
+
+
+def test_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    acts, found = tiny.acts(), {}
+    for device in ("cpu", "cuda"):
+        sae = tiny.loaded(f"toy-{device}", tiny.topk())
+        refs = tiny.surveyed(monkeypatch, acts, sae)
+        found[device] = survey.run(tiny.preset(device=device), refs, ("strict", "paper"))
+    rows = {device: result.rows.drop(columns=["sae", "note"]) for device, result in found.items()}
+    numbers = rows["cpu"].select_dtypes("number").columns
+    np.testing.assert_allclose(rows["cuda"][numbers].to_numpy(float), rows["cpu"][numbers].to_numpy(float),
+                               rtol=2e-4, atol=2e-4)
+    columns = list(survey.COLUMNS)
+    np.testing.assert_allclose(found["cuda"].tokens("toy-cuda")[columns], found["cpu"].tokens("toy-cpu")[columns],
+                               rtol=1e-3, atol=1e-2)
+
+
+def test_codes() -> None:
+    acts, sae = tiny.acts(), tiny.topk()
+    here = codes.of(tiny.loaded("here", sae), acts)
+    there = codes.of(tiny.loaded("there", tiny.topk().cuda()), acts)
+    assert here is not None and there is not None
+    rows = slice(0, 500)
+    torch.testing.assert_close(there.decode(tiny.loaded("there", tiny.topk().cuda()), rows).cpu(),
+                               here.decode(tiny.loaded("here", sae), rows), rtol=1e-4, atol=1e-4)
+
+
+def test_training_learns_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = tiny.acts(contexts=60)
+    recipe = Training(grid=((32, 4),), tokens=20_000, distinct_tokens=2000, batch=200, lr=3e-3)
+    records = {}
+    for device in ("cpu", "cuda"):
+        preset = replace(tiny.preset(device=device), training=recipe)
+        own = replace(stream, key=f"{stream.key}-{device}")  # an SAE is known by its stream, whatever trained it
+        monkeypatch.setattr(activations, "training", lambda preset, own=own: own)
+        (folder,) = training.run(preset).values()
+        records[device] = json.loads((Path(folder) / "record.json").read_text())
+    assert records["cuda"]["fvu"] == pytest.approx(records["cpu"]["fvu"], rel=0.05)
+    assert records["cuda"]["hardware"] != records["cpu"]["hardware"]
+
+
+def test_pursuit() -> None:
+    sae, x = tiny.topk(), tiny.features(200)
+    atoms, centred = sae.W_dec.data, x - sae.b_dec.data
+    for rule in ("gradient", "orthogonal"):
+        here = pursuit.pursue(centred, atoms, 4, rule).sum(atoms)
+        there = pursuit.pursue(centred.cuda(), atoms.cuda(), 4, rule).sum(atoms.cuda())
+        torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-3)
