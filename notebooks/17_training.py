@@ -113,14 +113,15 @@ if len(rows):
     rises = [label for name, label in metrics.items() if (moved[name] > 0).all()]
     smallest = min(metrics, key=lambda name: moved[name].abs().max())
     spread = {share: rows[(rows.k == k) & (rows.share == share)].fvu_nonlinear for share in (0.125, 1.0)}
+    said = "; ".join([f"{' and '.join(falls) or 'no metric'} fall{'' if len(falls) > 1 else 's'} for every SAE",
+                      *([f"{' and '.join(rises)} rise{'' if len(rises) > 1 else 's'} for every SAE"] if rises else [])])
     display(figures.table(pd.DataFrame({
         "metric": list(metrics.values()), "from an eighth to all": [words(name, 0.125) for name in metrics],
         "from half to all": [words(name, 0.5) for name in metrics]}),
         f"Change of each metric in training, as a share of its value before: smallest to largest over {len(moved['fvu'])} SAEs.",
         "tab-training-change"))
     display(prose(f"""
-    Over the second half of the training {f'{" and ".join(falls)} fall for every SAE' if falls else 'no metric falls for every SAE'}
-    {f'and {" and ".join(rises)} rise for every SAE' if rises else ''}. What moves least is {metrics[smallest]}, by at most
+    Over the second half of the training {said}. What moves least is {metrics[smallest]}, by at most
     {number(100 * moved[smallest].abs().max(), 1)}% of its value.
 
     Is the flatness of FVU<sub>nonlinear</sub> over widths a matter of training? Over the widths of L0 {k} the largest value is
