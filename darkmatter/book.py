@@ -78,7 +78,11 @@ def _sources(home: Path, only: Sequence[str]) -> list[Path]:
 
 
 def _reads_records(source: Path) -> tuple[bool, str]:
-    return any("load_all" in cell for cell in _code(source)), source.name
+    return _mentions("load_all", _code(source)), source.name
+
+
+def _mentions(word: str, code: Sequence[str]) -> bool:
+    return any(word in cell for cell in code)
 
 
 def _code(source: Path) -> list[str]:
@@ -106,10 +110,11 @@ def run_key(source: Path, preset: presets.Preset, parameters: Mapping[str, Any],
     """
     elsewhere = [path for path in sorted(others.rglob("*.json")) if path.parent.name != preset.name] if others else []
     code = _code(source)
+    runs = before if _mentions("load_all", code) else ()
     modules = {path.name: cache.sha256(path) for path in modules_used("\n".join(code))}
     return cache.key(preset=preset.fields(), code=code, modules=modules, data=records.inputs(preset),
                      parameters={name: parameters[name] for name in parameters if name != "preset"},
-                     before=[run.folder.name for run in before if _reads_records(source)[0]],
+                     before=[run.folder.name for run in runs],
                      others=[cache.sha256(path) for path in elsewhere + _shown("\n".join(code))])
 
 
@@ -153,7 +158,7 @@ def _imported(code: str, package: Path) -> set[Path]:
 def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], before: Sequence[Done],
          home: Path) -> Done:
     name, shelf = source.stem, home / "_build" / "records" / preset.name
-    others = shelf.parent if any("every_preset" in cell for cell in _code(source)) else None
+    others = shelf.parent if _mentions("every_preset", _code(source)) else None
     key = run_key(source, preset, parameters, before, others)
     folder = home / "_build" / "runs" / preset.name / name / key
     marker, record = folder / "done.json", folder / "record.json"

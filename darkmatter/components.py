@@ -34,7 +34,7 @@ Reader = Callable[[slice], Tensor]
 def load_elsewhere(preset: Preset) -> dict[str, LoadedSAE]:
     """The SAEs at the preset's other sites, {site: SAE}; those still to be trained read their text in one pass."""
     if any(ref.startswith("train:") for ref in preset.elsewhere.values()):
-        activations.trainings(preset, list(preset.elsewhere))
+        activations.trainings(preset.beside, list(preset.elsewhere))
     return {site: saes.load(ref, preset.at(site)) for site, ref in preset.elsewhere.items()}
 
 

@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def _build(preset: Preset, tokenizer: Any, side: str, contexts: int) -> dict[str
     if side == "training":
         picked, dropped = _for_training(preset, tokenizer, contexts)
     else:
-        pick = _plain if side == "plain" else {"mix": _held_out, "pile": _from_pile}.get(preset.corpus, _from_file)
+        mix = partial(_by_share, side == "plain")
+        pick = {"mix": mix, "pile": _from_pile}.get(preset.corpus, _from_file)
         picked = list(pick(preset, tokenizer, contexts))
     tokens = np.concatenate([windows for _, windows in picked])
     owner = np.repeat(np.arange(len(picked), dtype=np.int32), [len(windows) for _, windows in picked])
@@ -128,19 +130,26 @@ def _packed(value: Any) -> np.ndarray:
 
 # ---- the built-in text: what is measured on -----------------------------------------------------------------------
 
-def _held_out(preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The evaluation contexts: the first sources of each domain, in an order fixed by their names' hashes."""
+def _by_share(train: bool, preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Each domain's share of the contexts, from its first evaluation sources or its first training sources.
+
+    For training from at least 16 sources where they are long enough; runs in common with evaluation text are left in.
+    """
+    ask = "fewer distinct_tokens, or set clear" if train else "fewer contexts"
     for name, room in quotas(_shares(), contexts).items():
-        taken = 0
+        taken, most = 0, max(20, -(-room // 16))
         for trained, source, windows in _sides(name, preset, tokenizer):
-            if trained or taken == room:
+            if taken == room or (trained and not train):
                 break
-            if len(windows):
-                yield f"{name}/{source}", windows[:room - taken]
-                taken += len(windows[:room - taken])
+            if train and not trained:
+                continue
+            chosen = (_spread(windows, most) if train else windows)[:room - taken]
+            taken += len(chosen)
+            if len(chosen):
+                yield f"{name}/{source}", chosen
         if taken < room:
             raise DarkmatterError(f"The '{name}' part of the built-in text fills {taken} of the {room} contexts "
-                                  f"asked of it; ask for fewer contexts.")
+                                  f"asked of it; ask for {ask}.")
 
 
 def _sides(name: str, preset: Preset, tokenizer: Any) -> Iterator[tuple[bool, str, np.ndarray]]:
@@ -199,22 +208,6 @@ def _without_repeats(sources: Iterable[tuple[str, str]]) -> Iterator[tuple[str, 
 
 
 # ---- the built-in text: what SAEs are trained on ------------------------------------------------------------------
-
-def _plain(preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Each domain's share, from at least 16 sources where they are long enough; runs in common are left in."""
-    for name, room in quotas(_shares(), contexts).items():
-        taken, most = 0, max(20, -(-room // 16))
-        for trained, source, windows in _sides(name, preset, tokenizer):
-            chosen = _spread(windows, most)[:room - taken] if trained else windows[:0]
-            taken += len(chosen)
-            if len(chosen):
-                yield f"{name}/{source}", chosen
-            if taken == room:
-                break
-        if taken < room:
-            raise DarkmatterError(f"The '{name}' part of the built-in text fills {taken} of the {room} contexts "
-                                  "asked of it; ask for fewer distinct_tokens, or set clear.")
-
 
 def _for_training(preset: Preset, tokenizer: Any, contexts: int) -> tuple[Picked, dict[str, int]]:
     """The training contexts by source, and how many of each domain repeat evaluation text and were left out."""

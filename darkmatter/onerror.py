@@ -32,7 +32,7 @@ KEPT = ("target", "seed", "base", "width", "k", "tokens", "distinct_tokens", "fv
 
 def target(preset: Preset, which: str) -> Activations:
     """One of ``parts.NAMES`` over the training text: x bfloat16 [token, d], written on the first call."""
-    stream = activations.training(training.beside(preset))
+    stream = activations.training(preset.beside)
     fit = np.arange(len(stream.x)) < training.trained_rows(len(stream.x))
     return parts.of(saes.load(preset.default_sae, preset), stream, fit, which)
 

@@ -160,9 +160,17 @@ class Preset:
         """Kept positions: ``first_kept`` to the last but one (the last has no next token, so no loss)."""
         return range(self.first_kept, self.context_length - 1)
 
+    @property
+    def beside(self) -> Preset:
+        """The same with the number of different tokens that the SAEs beside the ladder see."""
+        recipe = self.training
+        distinct = recipe.distinct_elsewhere or recipe.distinct_tokens
+        return dataclasses.replace(self, training=dataclasses.replace(recipe, distinct_tokens=distinct,
+                                                                      distinct_elsewhere=None))
+
     def at(self, site: str) -> Preset:
         """The same at one of the sites of ``elsewhere``, with its SAE alone."""
-        return dataclasses.replace(self, site=site, saes=(self.elsewhere[site],), default_sae="", elsewhere={},
+        return dataclasses.replace(self.beside, site=site, saes=(self.elsewhere[site],), default_sae="", elsewhere={},
                                    on_error={})
 
     def fields(self) -> dict[str, Any]:

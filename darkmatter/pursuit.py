@@ -24,7 +24,7 @@ from .preset import Preset
 from .regression import Moments, Sums, clusters, fvu, fvu_nonlinear, require_rows, resample, solve
 from .saes import LoadedSAE
 from .scaling import Draws
-from .topk import sampled_dot, weighted_rows
+from .topk import products, sampled_dot, weighted_rows
 
 NOMINATED = 16  # atoms compared in float32, of each token
 ROWS = 512  # tokens in memory at once: their scores stay in the processor's cache
@@ -50,17 +50,6 @@ class Code:
         return self.weight != 0
 
 
-def _whole_sums(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in bfloat16 with sums in float32, as on a CPU: a GPU may round partial sums, which no bound here allows."""
-    backend = torch.backends.cuda.matmul
-    before = backend.allow_bf16_reduced_precision_reduction
-    backend.allow_bf16_reduced_precision_reduction = False
-    try:
-        return a @ b
-    finally:
-        backend.allow_bf16_reduced_precision_reduction = before
-
-
 class Dictionary:
     """Atoms [m, d] with what ``strongest`` needs of them: their bfloat16 copy, its rounding and the longest norm."""
 
@@ -73,7 +62,8 @@ class Dictionary:
     def strongest(self, residual: Tensor, signed: bool = True) -> tuple[Tensor, Tensor]:
         """The atom of largest (signed or absolute) inner product with each row of residual [n, d], and that product."""
         low = residual.bfloat16()
-        score = _whole_sums(low, self.low.T)
+        with products(allow_bf16_reduced_precision_reduction=False):  # rounded partial sums would break the bound
+            score = low @ self.low.T
         top, atom = (score if signed else score.abs_()).topk(min(NOMINATED, len(self.rows)))
         top = top.float()
         off = (residual - low.float()).norm(dim=1) * self.norm + low.float().norm(dim=1) * self.rounding

@@ -29,6 +29,7 @@ from .errors import DarkmatterError
 from .preset import Preset
 from .regression import PROTOCOLS, Columns, Moments, Sums, clusters, solve
 from .saes import LoadedSAE
+from .survey import blocks
 
 WAIT = 1.0  # seconds between two looks for a shard that is free
 Arrays = dict[str, np.ndarray]
@@ -65,15 +66,6 @@ def _places(preset: Preset, width: int) -> Activations:
     context, position = (where.astype(np.int32) for where in np.nonzero(keep))
     key = activations.key(preset, preset.site, text, preset.first_kept)
     return Activations(torch.empty(0, width, dtype=torch.bfloat16), context, position, text, key)
-
-
-def blocks(starts: np.ndarray) -> list[int]:
-    """The contexts that a single run's blocks begin at, and the number of contexts: as ``_Sweep._batches`` cuts."""
-    found = [0]
-    while found[-1] < len(starts) - 1:
-        begin = found[-1]
-        found.append(max(begin + 1, int(np.searchsorted(starts, starts[begin] + survey.ROWS, side="right")) - 1))
-    return found
 
 
 def cut(starts: np.ndarray, shards: int) -> list[Shard]:

@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,15 @@ def fitted_rows(preset: Preset, acts: Activations, protocol: Protocol) -> np.nda
     return np.concatenate([token_split(c, int(n), preset.fit_share, preset.seed) for c, n in enumerate(counts)])
 
 
+def blocks(starts: np.ndarray) -> list[int]:
+    """The contexts that blocks of about ``ROWS`` rows begin at, and the number of contexts; ``starts``: their rows."""
+    found = [0]
+    while found[-1] < len(starts) - 1:
+        begin = found[-1]
+        found.append(max(begin + 1, int(np.searchsorted(starts, starts[begin] + ROWS, side="right")) - 1))
+    return found
+
+
 class _Sweep:
     """The three passes for one choice of fitted and scored rows."""
 
@@ -221,12 +231,9 @@ class _Sweep:
     def _batches(self) -> Iterator[tuple[slice, Tensor]]:
         """Whole contexts, about ``ROWS`` rows at a time, float32 on the device."""
         starts = self.acts.starts
-        begin = 0
-        while begin < len(starts) - 1:
-            end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + ROWS, side="right")) - 1)
+        for begin, end in pairwise(blocks(starts)):
             rows = slice(int(starts[begin]), int(starts[end]))
             yield rows, self.acts.read(rows, self.device)
-            begin = end
 
     def _through(self, each: LoadedSAE, rows: slice, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sae(x), L0 and which latents fired: decoded from the stored codes where that is the same."""

@@ -7,6 +7,8 @@ float32 sums over the k chosen latents of each token (Gao et al. 2024, section 2
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +39,18 @@ def weighted_sums(index: Tensor, rows: Tensor, weight: Tensor, starts: Tensor) -
     return F.embedding_bag(index, rows, starts, per_sample_weights=weight, mode="sum")
 
 
-def _tf32(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with factors rounded to 10 bits, sums in float32: enough for a gradient, and several times as fast."""
+@contextmanager
+def products(**settings: Any) -> Iterator[None]:
+    """CUDA's matrix products with these settings of ``torch.backends.cuda.matmul``; a CPU's are as they were."""
     backend = torch.backends.cuda.matmul
-    before, backend.fp32_precision = backend.fp32_precision, "tf32"
+    before = {name: getattr(backend, name) for name in settings}
     try:
-        return a @ b
+        for name, value in settings.items():
+            setattr(backend, name, value)
+        yield
     finally:
-        backend.fp32_precision = before
+        for name, value in before.items():
+            setattr(backend, name, value)
 
 
 class _Gather:
@@ -66,7 +72,8 @@ class _Gather:
         """Σ over (i, j) with index[i, j] = m of weight[i, j] · rows[i]: [latents, d]."""
         if self.index.is_cuda:
             dense = weight.new_zeros(len(rows), self.latents).scatter_(1, self.index, weight)
-            return _tf32(dense.T, rows)
+            with products(fp32_precision="tf32"):  # factors of 10 bits, sums in float32: enough for a gradient
+                return dense.T @ rows
         return weighted_sums(self.token, rows, weight.flatten()[self.order], self.offsets)
 
 

@@ -56,9 +56,8 @@ def ladder(preset: Preset) -> list[tuple[Preset, int, int]]:
 
 def elsewhere(preset: Preset, jobs: int = 1) -> dict[str, Path]:
     """Train the SAEs at the preset's other sites that are not trained yet, on text read in one forward pass."""
-    small = beside(preset)
-    activations.trainings(small, list(small.elsewhere))
-    return side_by_side([(one, (small.at(site), *small.training.elsewhere)) for site in small.elsewhere], jobs)
+    activations.trainings(preset.beside, list(preset.elsewhere))
+    return side_by_side([(one, (preset.at(site), *preset.training.elsewhere)) for site in preset.elsewhere], jobs)
 
 
 def one(preset: Preset, width: int, k: int) -> dict[str, Path]:
@@ -70,13 +69,6 @@ def one(preset: Preset, width: int, k: int) -> dict[str, Path]:
 def seeded(preset: Preset, seed: int) -> Preset:
     """The same with the seed of its training moved on by ``seed``."""
     return replace(preset, training=replace(preset.training, seed=preset.training.seed + seed))
-
-
-def beside(preset: Preset) -> Preset:
-    """The same with the number of different tokens that the SAEs beside the ladder see."""
-    recipe = preset.training
-    return replace(preset, training=replace(recipe, distinct_tokens=recipe.distinct_elsewhere or recipe.distinct_tokens,
-                                            distinct_elsewhere=None))
 
 
 Task = tuple[Callable[..., dict[str, Path]], tuple[Any, ...]]
