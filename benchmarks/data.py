@@ -63,8 +63,9 @@ def sparse_rows(n: int, dictionary: Tensor, active: int) -> Tensor:
     return x + 0.02 * torch.randn(x.shape, generator=g, device=device)
 
 
-def sae(kind: str, width: int, k: int, d: int, device: str = "cpu", seed: int = 0) -> Any:
-    """A random, tied SAE of sae-lens, 'topk' or 'jumprelu', with about ``k`` latents active on ``block``'s rows."""
+def sae(kind: str, width: int, k: int, d: int, device: str = "cpu", seed: int = 0, sample: Tensor | None = None) -> Any:
+    """A random, tied SAE of sae-lens, 'topk' or 'jumprelu', with about ``k`` latents active on a sample of x [n, d];
+    left out, on ``block``'s rows."""
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
     common: dict[str, Any] = {"d_in": d, "d_sae": width, "device": device}
@@ -73,7 +74,7 @@ def sae(kind: str, width: int, k: int, d: int, device: str = "cpu", seed: int = 
         made.W_dec.copy_(torch.randn(width, d, generator=generator(seed, device), device=device) * d**-0.5)
         made.W_enc.copy_(made.W_dec.T)
         made.b_enc.zero_()
-        sample = block(512, d, 0, device)
+        sample = block(512, d, 0, device) if sample is None else sample
         made.b_dec.copy_(sample.mean(0))
         made.cfg.apply_b_dec_to_input = True
         if kind == "jumprelu":

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config
 
 from darkmatter import activations, corpus, model, preset, saes, survey
 from darkmatter.activations import Activations
-from darkmatter.regression import _exact
 from darkmatter.saes import LoadedSAE
+
+from . import data, passes, timing
 
 # Published sizes: layers, hidden size, MLP width, query and key-value heads, size of a head, and the layer read here
 SIZES = {"gemma-2-2b": (26, 2304, 9216, 8, 4, 256, 12), "gemma-2-9b": (42, 3584, 14336, 16, 8, 256, 20),
@@ -58,30 +57,29 @@ def measured(size: str, widths: list[int], contexts: int, length: int, device: s
                         contexts=contexts, context_length=length, batch_contexts=4 if length > 256 else 16)
     loaded = random_model(size, device)
     text = random_text(loaded, contexts, length)
-    warm = model.capture(loaded, text.tokens[:4], [site])[site]
-    scale = float(warm[:, own.first_kept:].float().std())
     result: dict[str, Any] = {
         "size": size, "device": hardware(device), "contexts": contexts, "length": length, "layers": layers,
         "layer": layer, "d": d, "widths": widths, "kept": contexts * len(own.kept), "torch": torch.__version__,
-        "model_bytes": allocated(device)}
-    result["forward_seconds"], _ = timed(device, partial(forward, own, loaded, text))
-    result["capture_seconds"], acts = timed(device, partial(capture, own, loaded, text))  # with the cache written
+        "model_bytes": sum(p.nbytes for p in loaded.bridge.original_model.parameters())}
+    with data.instead(corpus, "evaluation", lambda preset, tokenizer: text):
+        model.capture(loaded, text.tokens[:4], [site])  # warm
+        result["forward_seconds"] = timing.seconds(passes.Setting(own, [], loaded, device).forward, device)
+        result["capture_seconds"] = timing.seconds(partial(activations.evaluation, own, loaded), device)  # and written
+        acts = activations.evaluation(own, loaded)
     del loaded
-    opened = [random_sae(acts, width, scale, own, device) for width in widths]
+    sample = acts.x[::max(1, len(acts.x) // 1024)].to(device).float()
+    opened = [data.loaded(str(width), data.sae("jumprelu", width, L0, d, device, width, sample)) for width in widths]
     result["sae_bytes"] = [sum(p.nbytes for p in each.sae.parameters()) for each in opened]
-    x = acts.x[::len(acts.x) // 4096].to(device).float()
-    result["l0"] = [float((each.sae.encode(x) != 0).sum(1).float().mean()) for each in opened]
-    result["encoder_seconds"] = [encoder_seconds(each, acts, own, device) for each in opened]
-    before = allocated(device)
-    reset(device)
-    seconds, rows = timed(device, lambda: surveyed(own, opened, acts))
-    result["survey_seconds"] = seconds  # codes and the three passes, without the forward pass
-    result["peak_bytes_beside_weights"] = peak(device) - before
+    result["l0"] = [float((each.sae.encode(sample) != 0).sum(1).float().mean()) for each in opened]
+    result["encoder_seconds"] = [
+        timing.seconds(partial(passes.Setting(own, [each], None, device).encoders, acts.x.to(device)), device)
+        for each in opened]
+    mib, result["survey_seconds"] = timing.peak_of(partial(surveyed, own, opened, acts), device)  # without the forward
     floor = result["forward_seconds"] + sum(result["encoder_seconds"])
-    result["floor_seconds"], result["total_seconds"] = floor, result["capture_seconds"] + seconds
+    result["peak_bytes_beside_weights"] = round(mib * timing.MIB)
+    result["floor_seconds"], result["total_seconds"] = floor, result["capture_seconds"] + result["survey_seconds"]
     result["ratio"] = result["total_seconds"] / floor
     result["held_in_memory_bytes"] = 2 * 4 * acts.x.shape[0] * d  # x and one error in float32
-    result["fvu"] = rows[rows.metric == "fvu"].value.tolist()
     return result
 
 
@@ -111,78 +109,11 @@ def random_text(loaded: model.LoadedModel, contexts: int, length: int) -> corpus
     return corpus.Corpus(tokens, np.arange(contexts, dtype=np.int32), tuple(f"random/{i}" for i in range(contexts)))
 
 
-def random_sae(acts: Activations, width: int, scale: float, own: preset.Preset, device: str) -> LoadedSAE:
-    """A JumpReLU SAE as Gemma Scope's, random, with a threshold that lets about L0 latents fire."""
-    d = acts.x.shape[1]
-    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d, d_sae=width, device=device))
-    generator = torch.Generator(device).manual_seed(width)
-    with torch.no_grad():
-        rows = torch.nn.functional.normalize(torch.randn(width, d, generator=generator, device=device), dim=1)
-        sae.W_dec.copy_(rows)
-        sae.W_enc.copy_(rows.T)
-        x = acts.x[::len(acts.x) // 1024].to(device).float()
-        sae.b_dec.copy_(x.mean(0))
-        sae.b_enc.copy_(-(x.mean(0) @ sae.W_enc))
-        before = (x @ sae.W_enc + sae.b_enc).flatten()
-        sae.threshold.fill_(float(before.topk(L0 * len(x), sorted=True).values[-1]))
-    return LoadedSAE(str(width), f"random-{width}", sae.eval(), {}, digest=f"random-{width}")
-
-
-def forward(own: preset.Preset, loaded: model.LoadedModel, text: corpus.Corpus) -> None:
-    for begin in range(0, len(text.tokens), own.batch_contexts):
-        model.capture(loaded, text.tokens[begin:begin + own.batch_contexts], [own.site])
-
-
-def capture(own: preset.Preset, loaded: model.LoadedModel, text: corpus.Corpus) -> Activations:
-    return activations._open(own, [own.site], loaded, loaded.tokenizer, text, own.first_kept)[own.site]
-
-
-@torch.no_grad()
-def encoder_seconds(each: LoadedSAE, acts: Activations, own: preset.Preset, device: str) -> float:
-    """One encoder product for every kept token, float32, on activations that lie on the device."""
-    rows = 4096
-    x = acts.x[:rows].to(device).float()
-
-    def product() -> None:
-        with _exact(x.device):
-            for _ in range(-(-len(acts.x) // rows)):
-                torch.addmm(each.sae.b_enc, x, each.sae.W_enc)
-
-    return timed(device, product)[0]
-
-
-def surveyed(own: preset.Preset, opened: list[LoadedSAE], acts: Activations) -> Any:
+def surveyed(own: preset.Preset, opened: list[LoadedSAE], acts: Activations) -> None:
     known = {each.ref: each for each in opened}
-    saes.load = lambda ref, preset: known[ref]  # type: ignore[assignment]
-    activations.evaluation = lambda preset, loaded=None: acts  # type: ignore[assignment]
-    return survey.run(own).rows
-
-
-def timed(device: str, call: Any) -> tuple[float, Any]:
-    sync(device)
-    begun = time.perf_counter()
-    result = call()
-    sync(device)
-    return time.perf_counter() - begun, result
-
-
-def sync(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def reset(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def allocated(device: str) -> int:
-    return torch.cuda.memory_allocated() if device != "cpu" else 0
-
-
-def peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device != "cpu" else 0
+    with (data.instead(saes, "load", lambda ref, preset: known[ref]),
+          data.instead(activations, "evaluation", lambda preset, loaded=None: acts)):
+        survey.run(own)
 
 
 def hardware(device: str) -> str:
