@@ -1,4 +1,4 @@
-"""The committed results that a reader's own run is compared with: ``artifacts/reference/PRESET/NOTEBOOK.json``.
+"""The results that a later run is compared with: ``artifacts/reference/PRESET/NOTEBOOK.json``.
 
 A row agrees when it lies within the tolerance of the reference's: half the width of its 95% interval, because a
 difference smaller than that changes no statement of the book; 2% of the value where there is no interval.

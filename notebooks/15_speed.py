@@ -155,7 +155,7 @@ figures.finish(fig, "fig-speed", "Every row with a target: how far its ratio is 
                "memory the target divided by the ratio, so that farther right is better everywhere, and right of the dashed line a target is reached. Points are medians over pairs; bars run from the smallest to the largest pair "
                "(quartiles where there are at least 8 pairs; rows measured once have none).",
                "; ".join(f"{each.row} on {each.machine} {number(each.met_ratio, 2)}" for each in shown.itertuples()) + " times its target.",
-               height=max(260, 90 + 26 * shown["row"].nunique())) if len(shown) else prose("")
+               height=max(260, 90 + 26 * shown["row"].nunique())) if len(shown) else None
 
 # %% [markdown]
 # ## Every row
@@ -178,7 +178,7 @@ figures.table(pd.DataFrame([{
     "what": each["row"], "against": each["against"], "measured": measured(each), "target": number(each["target"], 2), "reached": verdict(each["reached"]),
     "seconds": number(each["seconds"], 2), "the other side's": number(each["baseline"], 2), "pairs": each["pairs"], "machine": each["machine"],
 } for each in board.to_dict("records")]), "All rows, with the median seconds of each side. Brackets: smallest and largest pair, or the quartiles of at least 8.",
-    "tab-speed") if len(board) else prose("")
+    "tab-speed") if len(board) else None
 
 # %% [markdown]
 # ## What bounds each row
@@ -211,7 +211,7 @@ agreement = pd.DataFrame([{"row": label(row), "machine": row["machine"], "both s
     f"{row['same_atoms']:.1%} of tokens have the same atoms" if "same_atoms" in row else
     f"final FVU {row['fvu']['stock']:.4f} and {row['fvu']['ours']:.4f} after {row['steps']} steps" if "fvu" in row else
     f"mean loss differs by {row['difference']:.1e} nats" if "bound_seconds" in row else ""] if text])
-figures.table(agreement, "That both sides give the same answer was checked before they were timed.", "tab-agreement") if len(agreement) else prose("")
+figures.table(agreement, "That both sides give the same answer was checked before they were timed.", "tab-agreement") if len(agreement) else None
 
 # %% [markdown]
 # ## Memory, and how cost grows
@@ -239,7 +239,7 @@ for place, row in enumerate(growing):
     fig.add_scatter(x=ideal, y=ideal, mode="lines", line_color=colour("grey"), line_dash="dot", line_width=1, showlegend=False, hoverinfo="skip")
 fig.update_xaxes(title_text="times as much").update_yaxes(title_text="times as long", rangemode="tozero")
 figures.finish(fig, "fig-cost", "Time of the survey against the number of contexts and of SAEs, relative to the smallest. Lines are fitted; the dotted one is proportional cost.",
-               "; ".join(f"{row['over']}: " + ", ".join(f"{p['n']} in {p['seconds']:.0f} s" for p in row["points"]) for row in growing) + ".") if growing else prose("")
+               "; ".join(f"{row['over']}: " + ", ".join(f"{p['n']} in {p['seconds']:.0f} s" for p in row["points"]) for row in growing) + ".") if growing else None
 
 # %% tags=["hide-input"]
 prose("\n".join(f"""- **{row['over']}** on {row['machine']}: {number(row['cost']['slope'], 2)} s for each more, plus {number(row['cost']['intercept'], 1)} s
@@ -258,12 +258,14 @@ full = json.loads((records.HOME / "artifacts" / "full-size.json").read_text())
 
 # %% tags=["hide-input"]
 figures.table(pd.DataFrame([{
-    "model": each["size"], "SAE widths": ", ".join(f"{w:,}" for w in each["widths"]), "L0": round(each["l0"][0]), "GPU": each["device"],
-    "kept tokens": each["kept"], "forward pass, s": each["forward_seconds"], "encoder, s": sum(each["encoder_seconds"]),
-    "all, s": each["total_seconds"], "all / floor": each["ratio"],
-    "GPU memory beside weights, GB": each["peak_bytes_beside_weights"] / 1e9, "x and error in float32, GB": each["held_in_memory_bytes"] / 1e9,
-} for each in full]), "One survey from nothing at full size: seconds, and memory on the GPU beside the weights of model and SAE, beside what holding $x$ and the "
-    "error would take. One run each.", "tab-speed-full-size", digits=2)
+    "model": each["size"], "GPU": each["device"], "SAE widths": ", ".join(f"{w:,}" for w in each["widths"]),
+    "mean L0": number(each["l0"][0], 0), "kept tokens": f"{each['kept']:,}", "forward pass": f"{number(each['forward_seconds'], 2)} s",
+    "encoder": f"{number(sum(each['encoder_seconds']), 2)} s", "all of it": f"{number(each['total_seconds'], 1)} s",
+    "all / floor": number(each["ratio"], 1), "GPU memory beside weights": f"{number(each['peak_bytes_beside_weights'] / 1e9, 2)} GB",
+    "x and the error in float32": f"{number(each['held_in_memory_bytes'] / 1e9, 2)} GB",
+} for each in full]).T.reset_index().set_axis(["", *(f"run {i}" for i in range(1, len(full) + 1))], axis=1),
+    "One survey from nothing at full size: seconds, and memory on the GPU beside the weights of model and SAE, next to what holding $x$ and "
+    "the error would take. One run each.", "tab-speed-full-size")
 
 # %% tags=["hide-input"]
 prose(" ".join(f"""For {each['size']} the survey took {number(each['total_seconds'], 1)} s, {number(each['ratio'], 1)} times the floor: beside the forward pass

@@ -146,7 +146,7 @@ parts = {"nonlinear error": compared["fvu_nonlinear"], "linear error": (compared
 for name, share in parts.items():
     fig.add_bar(y=compared["sae"].str[-34:], x=share, name=name, orientation="h",
                 marker_color=figures.colour(figures.MEANING[name], 0.75))
-fig.update_layout(barmode="stack").update_xaxes(title_text="share of variance (the whole bar: FVU)", rangemode="tozero")
+fig.update_layout(barmode="stack").update_xaxes(title_text="share of variance", rangemode="tozero")
 fig.update_yaxes(autorange="reversed", title_text="")
 figures.finish(fig, "fig-own-ladder", f"FVU of your SAE{' and of the SAEs of the preset' if comparable else ''}, divided into linear "
                f"and nonlinear error. Held out; n = {result['n_eval']:,} tokens.",

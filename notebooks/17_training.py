@@ -127,8 +127,7 @@ if len(rows):
     Is the flatness of FVU<sub>nonlinear</sub> over widths a matter of training? Over the widths of L0 {k} the largest value is
     {number(spread[0.125].max() / spread[0.125].min(), 2)} times the smallest after an eighth of the training, and
     {number(spread[1.0].max() / spread[1.0].min(), 2)} times at its end.
-    {'So longer training makes the floor of nonlinear error less flat.' if spread[1.0].max() / spread[1.0].min() > spread[0.125].max() / spread[0.125].min()
-    else 'So longer training does not make the floor of nonlinear error less flat.'}
+    These are ratios of point values; the intervals in {{numref}}`tab-training` say how far each can be trusted.
     {'A longer training would lower FVU further' if (moved['fvu'] < -0.01).any() else 'FVU has settled to within 1%'}; the chapters before should be read with
     the changes of the last column in mind.
     """))

@@ -176,8 +176,12 @@ def staged(tmp_path: Path) -> Path:
     nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / "notebooks" / "one.ipynb")
     shutil.copytree(HOME / "book", folder / "book")
     shutil.copy(HOME / "_config.yml", folder)
-    toc = {"format": "jb-book", "root": "notebooks/one", "chapters": [
-        {"file": f"book/{page}"} for page in ("notation", "glossary", "how-to-run", "figures", "references")]}
+    chapters = [each.stem for each in (HOME / "notebooks").glob("*.ipynb")]  # empty ones: other pages point at them
+    for name in chapters:
+        empty = new_notebook(cells=[new_markdown_cell(f"# {name}")], metadata=kernel)
+        nbformat.write(empty, folder / "notebooks" / f"{name}.ipynb")
+    pages = [f"notebooks/{name}" for name in chapters] + [f"book/{each.stem}" for each in (HOME / "book").glob("*.md")]
+    toc = {"format": "jb-book", "root": "notebooks/one", "chapters": [{"file": page} for page in pages]}
     (folder / "_toc.yml").write_text(json.dumps(toc))
     return folder
 
