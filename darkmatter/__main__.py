@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     survey.add_argument("--json", type=Path, help="also write the rows to this file")
     survey.add_argument("--shards", type=int, help="share the work with all who give this command: cut into so many")
     command(_converge, "smollm2")
+    command(_vary, "smollm2")
     _decompose_options(command(_decompose))
     export = command(_export, "smollm2")
     export.add_argument("--out", type=Path, required=True, help="directory for one directory an SAE")
@@ -151,6 +152,13 @@ def _converge(arguments: Arguments) -> None:
     from . import convergence
 
     print(convergence.collect(presets.load(arguments.preset)))
+
+
+def _vary(arguments: Arguments) -> None:
+    """Survey the default SAE again with other choices: what moves the results."""
+    from . import sensitivity
+
+    print(sensitivity.collect(presets.load(arguments.preset)))
 
 
 def _decompose(arguments: Arguments) -> None:

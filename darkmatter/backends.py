@@ -104,7 +104,7 @@ def _run(cell: Cell) -> None:
     source = home / "notebooks" / f"{cell.notebook}.py"
     if book.run_key(source, preset_of(given), given, []) != cell.key:
         raise Changed("The code, the settings or the data changed after the grid was started: run it again.")
-    book._execute(source, cell.folder, given, home, cell.folder)
+    book.execute(source, cell.folder, given, home, cell.folder)
 
 
 def preset_of(given: Mapping[str, Any]) -> presets.Preset:

@@ -50,9 +50,9 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
     """
     given = dict(parameters or {})
     chosen = presets.load(preset, **{name: given[name] for name in given if name in records.OVERRIDES})
-    sources = _sources(home, only)
+    sources = sources_of(home, only)
     for source in sources:
-        _reject_unknown(source, given)
+        reject_unknown(source, given)
     if Path(preset).suffix:
         preset = str(Path(preset).expanduser().resolve())  # a notebook may run in another directory
     with cache.lock(f"the book in {home}"):
@@ -67,9 +67,9 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
     return page
 
 
-def _sources(home: Path, only: Sequence[str]) -> list[Path]:
+def sources_of(home: Path, only: Sequence[str]) -> list[Path]:
     """The notebooks in the order they run in: by name, those that read the others' records last."""
-    found = {path.stem: path for path in sorted((home / "notebooks").glob("*.py"), key=_reads_records)}
+    found = {path.stem: path for path in sorted((home / "notebooks").glob("*.py"), key=reads_records)}
     missing = [name for name in only if name not in found]
     if missing or not found:
         raise DarkmatterError(f"There is no notebook {' '.join(missing[:1])} in {home / 'notebooks'}; "
@@ -77,7 +77,7 @@ def _sources(home: Path, only: Sequence[str]) -> list[Path]:
     return [path for name, path in found.items() if not only or name in only]
 
 
-def _reads_records(source: Path) -> tuple[bool, str]:
+def reads_records(source: Path) -> tuple[bool, str]:
     return _mentions("load_all", _code(source)), source.name
 
 
@@ -89,7 +89,7 @@ def _code(source: Path) -> list[str]:
     return [cell.source for cell in pairs.read(source).cells if cell.cell_type == "code"]
 
 
-def _reject_unknown(source: Path, parameters: Mapping[str, Any]) -> None:
+def reject_unknown(source: Path, parameters: Mapping[str, Any]) -> None:
     cells = pairs.read(source).cells
     tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     known = records.assigned("\n".join(tagged))
@@ -118,8 +118,9 @@ def run_key(source: Path, preset: presets.Preset, parameters: Mapping[str, Any],
                      others=[cache.sha256(path) for path in elsewhere + _shown("\n".join(code))])
 
 
-SHOWN = {"onerror": "on-error.json", "convergence": "convergence.json", "bench": "bench/*.json",
-         "full-size": "full-size.json"}  # committed results, in artifacts/, by a word in the code that reads them
+# Committed results, in artifacts/, by a word in the code that reads them.
+SHOWN = {"onerror": "on-error.json", "convergence": "convergence.json", "sensitivity": "sensitivity.json",
+         "bench": "bench/*.json", "full-size": "full-size.json"}
 
 
 def _shown(code: str) -> list[Path]:
@@ -162,21 +163,22 @@ def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], be
     key = run_key(source, preset, parameters, before, others)
     folder = home / "_build" / "runs" / preset.name / name / key
     marker, record = folder / "done.json", folder / "record.json"
-    if kept := marker.exists():
-        seconds = json.loads(marker.read_text())["seconds"]
-    else:
-        print(f"{name}: running", flush=True)
-        begun = time.monotonic()
-        _execute(source, folder, parameters, home, shelf)
-        seconds = round(time.monotonic() - begun, 1)
-        write_json(marker, {"notebook": name, "preset": preset.name, "seconds": seconds})
+    with cache.lock(f"the run {folder}"):  # a grid may be at the same one
+        if kept := marker.exists():
+            seconds = json.loads(marker.read_text())["seconds"]
+        else:
+            print(f"{name}: running", flush=True)
+            begun = time.monotonic()
+            execute(source, folder, parameters, home, shelf)
+            seconds = round(time.monotonic() - begun, 1)
+            write_json(marker, {"notebook": name, "preset": preset.name, "seconds": seconds})
     print(f"{name}: {'finished earlier, kept' if kept else f'finished in {seconds:.0f} s'}", flush=True)
     if record.exists():  # where records.load_all looks; with the time of the whole notebook, imports included
         write_json(shelf / f"{name}.json", json.loads(record.read_text()) | {"wall_seconds": seconds})
     return Done(name, folder, seconds, kept)
 
 
-def _execute(source: Path, folder: Path, parameters: Mapping[str, Any], home: Path, shelf: Path) -> None:
+def execute(source: Path, folder: Path, parameters: Mapping[str, Any], home: Path, shelf: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     notebook, given, running = pairs.read(source), folder / "input.ipynb", folder / "running.ipynb"
     nbformat.write(notebook, given)

@@ -7,15 +7,17 @@ it to be made again, because whatever lies in the cache can be.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from platformdirs import user_cache_dir
 from safetensors.numpy import load_file, save_file
 
 from .errors import DarkmatterError
+
+DAY = 24 * 3600  # seconds
 
 
 def root() -> Path:
@@ -75,18 +79,27 @@ def lock(name: str) -> Iterator[None]:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` for a file or directory; renamed to it on success, else removed.
 
+    What a killed writer left of the same path is removed, once it is a day old: a live one may still be writing.
     Raises DarkmatterError when the disk is full or the place cannot be written to.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # writers look at the suffix
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".????????-{glob.escape(path.name)}"):
+            with suppress(FileNotFoundError):  # its writer was alive, and has finished
+                if time.time() - left.stat().st_mtime > DAY:
+                    _remove(left)
         try:
             yield temporary
             if path.is_dir():
                 shutil.rmtree(path)
             temporary.replace(path)
         finally:
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+            _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

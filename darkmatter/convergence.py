@@ -29,13 +29,14 @@ def measure(preset: Preset, grid: Sequence[tuple[int, int]] | None = None) -> pd
     """
     rows = []
     for width, k in grid or preset.training.grid:
-        end = _end(preset, width, k)
+        shipped = f"artifact:{training.name(preset, width, k)}"
+        end = finished(preset, shipped if shipped in preset.saes else f"train:{width}x{k}")
         refs = {share: str(training.early(preset, width, k, share)) for share in SHARES} | {1.0: end}
         result = survey.run(preset, list(refs.values()))
         for share, ref in refs.items():
             rows.append({"sae": training.name(preset, width, k), "width": width, "k": k, "share": share,
                          "tokens": round(share * preset.training.tokens),
-                         **_metrics(result.rows, result.names[ref])})
+                         **metrics(result.rows.loc[result.rows.sae == result.names[ref]])})
     return pd.DataFrame(rows)
 
 
@@ -60,19 +61,20 @@ def recorded(preset: Preset) -> pd.DataFrame:
     return measure(preset, [(width, k) for width, k in sizes])
 
 
-def _end(preset: Preset, width: int, k: int) -> str:
-    """The finished SAE: as it ships, if it does."""
-    shipped = f"artifact:{training.name(preset, width, k)}"
-    if shipped in preset.saes:
-        return shipped
+def finished(preset: Preset, ref: str) -> str:
+    """The SAE for a preset with other fields: the directory of one that this preset trains, any other as it is."""
+    if not ref.startswith("train:"):
+        return ref
+    width, k = map(int, ref.removeprefix("train:").split("x"))
     (folder,) = training.run(preset, only=(width, k)).values()
     return str(folder)
 
 
-def _metrics(rows: pd.DataFrame, sae: str) -> dict[str, Any]:
+def metrics(rows: pd.DataFrame, names: Sequence[str] = METRICS) -> dict[str, Any]:
+    """Of the rows of one SAE's survey: each metric's value, NAME_low, NAME_high and NAME_n, as one row of a table."""
     found = {}
     for row in rows.to_dict("records"):
-        if row["sae"] == sae and (name := str(row["metric"])) in METRICS:
+        if (name := str(row["metric"])) in names:
             found |= {name: row["value"], f"{name}_low": row["low"], f"{name}_high": row["high"],
                       f"{name}_n": row["n_eval"]}
     return found

@@ -1,7 +1,8 @@
 """What a part of the error does to the model: cross entropy with other vectors in the place of x (section 5, Figure 9).
 
-Everything before the site is the same for all variants of a context, so it runs once: a hook at the site hands the
-rest of the model a batch of variants, where it got one context.
+What is the same for all variants of a context runs once: the positions before the first replaced one, whose keys and
+values later positions read from transformers' cache, and every layer before the site, where a hook hands the rest of
+the model a batch of variants for one context.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
 
 from . import model
 from .activations import Activations
@@ -87,18 +89,32 @@ def losses(loaded: model.LoadedModel, site: str, tokens: np.ndarray, kept: np.nd
 
 
 def _spliced(bridge: Any, site: str, ids: Tensor, where: Tensor, vectors: Tensor) -> Tensor:
+    first, until = int(where[0]), int(where[-1]) + 1  # no token looks at a later one
+    inside = where - first
+
     def splice(value: Tensor, hook: Any) -> Tensor:
         batch = value.expand(len(vectors), *value.shape[1:]).clone()
-        batch[:, where] = vectors.to(value.dtype).reshape(batch[:, where].shape)
+        batch[:, inside] = vectors.to(value.dtype).reshape(batch[:, inside].shape)
         return batch
 
-    until = int(where[-1]) + 1  # no token looks at a later one
-    logits = bridge.run_with_hooks(ids[None, :until], fwd_hooks=[(site, splice)], return_type="logits",
-                                   logits_to_keep=where)
+    logits = bridge.run_with_hooks(ids[None, first:until], fwd_hooks=[(site, splice)], return_type="logits",
+                                   logits_to_keep=inside, **_before(bridge, site, ids[:first], len(vectors)))
     following = ids[where + 1].split(ROWS)
     return torch.stack([
         torch.cat([cross_entropy(part.float(), token, reduction="none")
                    for part, token in zip(variant.split(ROWS), following, strict=True)]) for variant in logits]).cpu()
+
+
+def _before(bridge: Any, site: str, ids: Tensor, variants: int) -> dict[str, Any]:
+    """Options that let a forward pass go on after ``ids`` [position]: one context below the site, copies above."""
+    if not len(ids):
+        return {}
+    cache = DynamicCache(config=bridge.original_model.config)
+    bridge(ids[None], return_type=None, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    upper = model.layer_of(site) + (not site.endswith("hook_resid_pre"))  # the first whose attention sees the variants
+    for layer in cache.layers[upper:]:
+        layer.batch_repeat_interleave(variants)
+    return {"past_key_values": cache, "use_cache": True}
 
 
 def measure(loaded: model.LoadedModel, site: str, acts: Activations, chosen: Sequence[Stretch],

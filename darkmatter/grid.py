@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from . import backends, book, cache, records
+from . import backends, book, cache, pairs, records
 from . import preset as presets
 from .backends import Cell
 from .errors import DarkmatterError
@@ -91,9 +91,9 @@ def expand(grid: Grid, home: Path) -> tuple[list[Cell], dict[Path, presets.Prese
 
     Raises DarkmatterError for an unknown notebook, preset or parameter, or a value that does not fit.
     """
-    sources = book._sources(home, grid.notebooks)
+    sources = book.sources_of(home, grid.notebooks)
     for source in sources:
-        if book._reads_records(source)[0]:
+        if book.reads_records(source)[0]:
             raise DarkmatterError(f"{source.stem} reads the records of other notebooks; it belongs to the book: "
                                   "make book.")
     cells, derived, at = {}, {}, {}
@@ -104,7 +104,7 @@ def expand(grid: Grid, home: Path) -> tuple[list[Cell], dict[Path, presets.Prese
             derived[Path(cell.parameters["preset"])] = chosen
         at[chosen.model, chosen.site] = chosen
     for chosen in at.values() if "layer" in grid.axes else ():
-        records._check_layer(chosen)
+        records.check_layer(chosen)
     return list(cells.values()), derived
 
 
@@ -121,7 +121,7 @@ def _cell(preset: str, source: Path, given: Mapping[str, Any], folder: Path, hom
     takes = _parameters(source)
     inside = {name: value for name, value in given.items() if name not in takes and name in records.OVERRIDES}
     passed = {name: value for name, value in given.items() if name not in inside}
-    book._reject_unknown(source, passed)
+    book.reject_unknown(source, passed)
     for name, value in passed.items():
         _check_kind(source, name, value, takes[name])
     chosen = presets.load(preset, **inside)
@@ -140,7 +140,7 @@ def _cell(preset: str, source: Path, given: Mapping[str, Any], folder: Path, hom
 
 def _parameters(source: Path) -> dict[str, str]:
     """Names and types of a notebook's parameters."""
-    cells = [cell.source for cell in book.pairs.read(source).cells if "parameters" in cell.metadata.get("tags", [])]
+    cells = [cell.source for cell in pairs.read(source).cells if "parameters" in cell.metadata.get("tags", [])]
     nodes = [node for cell in cells for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]
     typed = {node.target.id: ast.unparse(node.annotation) for node in nodes if isinstance(node.target, ast.Name)}
     return dict.fromkeys(records.assigned("\n".join(cells)), "") | typed

@@ -83,7 +83,7 @@ def load_tokenizer(preset: Preset) -> Any:
     """The model's tokenizer alone."""
     from transformers import AutoTokenizer
 
-    return _opened(preset, AutoTokenizer.from_pretrained)
+    return opened(preset, AutoTokenizer.from_pretrained)
 
 
 def load(preset: Preset) -> LoadedModel:
@@ -93,7 +93,7 @@ def load(preset: Preset) -> LoadedModel:
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge = _opened(preset, TransformerBridge.boot_transformers, device=str(device_of(preset)),
+    bridge = opened(preset, TransformerBridge.boot_transformers, device=str(device_of(preset)),
                      dtype=getattr(torch, preset.dtype))
     bridge.eval()
     tokenizer = load_tokenizer(preset)
@@ -103,7 +103,7 @@ def load(preset: Preset) -> LoadedModel:
     return loaded
 
 
-def _opened(preset: Preset, opener: Callable[..., Any], **options: Any) -> Any:
+def opened(preset: Preset, opener: Callable[..., Any], **options: Any) -> Any:
     name = directory(preset)
     try:
         return opener(name, **options)

@@ -203,7 +203,7 @@ def shape_of(preset: Preset) -> Shape:
     """A model's sizes: of a published model from the table, of any other from its configuration."""
     if preset.model in SHAPES:
         return SHAPES[preset.model]
-    config = model._opened(preset, AutoConfig.from_pretrained)
+    config = model.opened(preset, AutoConfig.from_pretrained)
     config = getattr(config, "text_config", None) or config
     heads, d = config.num_attention_heads, config.hidden_size
     ff = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * d

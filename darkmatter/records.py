@@ -107,7 +107,7 @@ def start(notebook: str, preset: str, **parameters: Any) -> Run:
     _reject_unknown_parameters()
     chosen = presets.load(preset, **{name: value for name, value in parameters.items() if name in OVERRIDES})
     if chosen.site != presets.load(preset).site:
-        _check_layer(chosen)
+        check_layer(chosen)
     return Run(notebook, chosen, {"preset": str(preset)} | parameters)
 
 
@@ -185,13 +185,13 @@ def plain(value: Any) -> Any:
     return None if missing else value
 
 
-def _check_layer(preset: presets.Preset) -> None:
+def check_layer(preset: presets.Preset) -> None:
     """Stop a chapter before it computes anything when the model does not have the layer asked for."""
     from transformers import AutoConfig
 
     from . import model
 
-    layers = model._opened(preset, AutoConfig.from_pretrained).num_hidden_layers
+    layers = model.opened(preset, AutoConfig.from_pretrained).num_hidden_layers
     if model.layer_of(preset.site) >= layers:
         raise DarkmatterError(f"{preset.model} has layers 0 to {layers - 1}, but the site is {preset.site}.")
 

@@ -53,7 +53,7 @@ def run(preset: Preset, shards: int, refs: Sequence[str] | None = None, protocol
     opened = [saes.load(ref, preset) for ref in (refs or preset.saes)]
     whole = _places(preset, opened[0].sae.cfg.d_in)
     sweep = partial(Sharded, cut(whole.starts, shards))
-    found = survey._measure(preset, opened, whole, PROTOCOLS[protocol], sweep)
+    found = survey.measure(preset, opened, whole, PROTOCOLS[protocol], sweep)
     return pd.DataFrame([{"sae": each.name, "width": each.width, "k": each.k} | row
                          for each in opened for row in found[each.name].rows])
 
@@ -78,7 +78,7 @@ def cut(starts: np.ndarray, shards: int) -> list[Shard]:
     return [Shard(slice(a, b), slice(int(starts[a]), int(starts[b]))) for a, b in itertools.pairwise(ends)]
 
 
-class _Part(survey._Sweep):
+class _Part(survey.Sweep):
     """A sweep over one shard whose moments begin with shifts that are given."""
 
     shifts: Moments | None = None
@@ -90,7 +90,7 @@ class _Part(survey._Sweep):
         return begun
 
 
-class Sharded(survey._Sweep):
+class Sharded(survey.Sweep):
     """The three passes, each shard of each by whichever process comes to it first; then the sums of all."""
 
     def __init__(self, shards: Sequence[Shard], preset: Preset, opened: list[LoadedSAE], acts: Activations,
@@ -137,7 +137,7 @@ class Sharded(survey._Sweep):
             found |= {f"norms {i}|{name}": value.cpu().numpy() for name, value in part.of_norms[each.name].items()}
         return found
 
-    def _sums(self, part: survey._Sweep) -> dict[str, Sums]:
+    def _sums(self, part: survey.Sweep) -> dict[str, Sums]:
         of = {"x": part.of_x}
         for i, each in enumerate(self.opened):
             of |= {f"error {i}": part.of_error[each.name], f"l0 {i}": part.l0[each.name]}

@@ -127,7 +127,7 @@ def _surveyed(preset: Preset, opened: list[LoadedSAE], acts: Activations, protoc
     with cache.lock(" ".join(sorted(path.name for path in places.values()))):
         missing = [each for each in opened if not cache.intact(places[each.name])]
         if missing:
-            for name, measured in _measure(preset, missing, acts, protocol).items():
+            for name, measured in measure(preset, missing, acts, protocol).items():
                 with cache.atomic(places[name]) as temporary:
                     temporary.mkdir()
                     (temporary / "rows.json").write_text(json.dumps(measured.rows))
@@ -144,13 +144,13 @@ class _Measured:
     is_eval: np.ndarray
 
 
-def _measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protocol: Protocol,
-             sweep: Callable[..., _Sweep] | None = None) -> dict[str, _Measured]:
+def measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protocol: Protocol,
+             sweep: Callable[..., Sweep] | None = None) -> dict[str, _Measured]:
     """All metrics of all SAEs under one protocol, from one or three sweeps (the authors score rows they fitted on).
 
     ``sweep`` makes a sweep that does its passes elsewhere.
     """
-    sweep = sweep or _Sweep
+    sweep = sweep or Sweep
     fit = fitted_rows(preset, acts, protocol)
     everything = np.ones_like(fit)
     per_context = len(fit) / len(acts.text.tokens)
@@ -199,7 +199,7 @@ def blocks(starts: np.ndarray) -> list[int]:
     return found
 
 
-class _Sweep:
+class Sweep:
     """The three passes for one choice of fitted and scored rows."""
 
     def __init__(self, preset: Preset, opened: list[LoadedSAE], acts: Activations, fit: np.ndarray,
@@ -220,7 +220,7 @@ class _Sweep:
             each.sae.to(self.device)
         self.codes = {each.name: codes.of(each, acts) for each in opened}
 
-    def run(self) -> _Sweep:
+    def run(self) -> Sweep:
         maps = solve(self._pass_one(), self.intercept)
         self._pass_three(solve(self._pass_two(maps), self.intercept))
         return self

@@ -52,7 +52,7 @@ def test_a_notebook_that_reads_records_is_keyed_by_the_runs_before_it(home: Path
 def test_notebooks_that_read_records_run_last(home: Path) -> None:
     for name, code in (("00_first", "records.load_all()"), ("01_one", "1"), ("02_two", "2")):
         write_notebook(home / "notebooks", name, code)
-    assert [path.stem for path in book._sources(home, ())] == ["01_one", "02_two", "00_first"]
+    assert [path.stem for path in book.sources_of(home, ())] == ["01_one", "02_two", "00_first"]
 
 
 def test_a_notebook_that_shows_other_presets_is_keyed_by_their_records(home: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import time
@@ -55,6 +56,18 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         temporary.write_text("new")
     assert [each.name for each in tmp_path.iterdir()] == ["x.txt"]
     assert path.read_text() == "new"
+
+
+def test_what_a_killed_writer_left_goes_when_it_is_a_day_old(tmp_path: Path) -> None:
+    old, young, other = (tmp_path / f".0123456{i}-{name}" for i, name in enumerate(["a.txt", "a.txt", "b.txt"]))
+    for each in (old, young, other):
+        each.mkdir()
+    for each in (old, other):
+        os.utime(each, (0, 0))
+    with cache.atomic(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert not old.exists()
+    assert young.exists() and other.exists()
 
 
 def test_a_directory_is_atomic_too(tmp_path: Path) -> None:

@@ -69,6 +69,37 @@ def test_putting_the_activations_back_changes_nothing(
         close(found[0], torch.from_numpy(plain[KEPT]))
 
 
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_site_before_a_layer_is_the_one_after_the_layer_below(
+    loaded: model.LoadedModel, tokens: np.ndarray, layer: int  # noqa: F811
+) -> None:
+    found = [downstream.losses(loaded, site, tokens[0], KEPT, vectors())
+             for site in (f"blocks.{layer}.hook_resid_pre", f"blocks.{layer - 1}.hook_resid_post")]
+    close(*found)
+
+
+def test_nothing_is_before_the_first_position(
+    loaded: model.LoadedModel, original: Any, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    monkeypatch.setitem(whole_forward.__globals__, "KEPT", kept := np.array([0, 1, 2, 5, 8]))
+    site = "blocks.1.hook_resid_post"
+    close(downstream.losses(loaded, site, tokens[0], kept, vectors()),
+          whole_forward(original, tokens[0], vectors(), site))
+
+
+def test_the_positions_before_the_first_run_once(
+    loaded: model.LoadedModel, tokens: np.ndarray  # noqa: F811
+) -> None:
+    lengths: list[tuple[int, ...]] = []
+    top = loaded.bridge.original_model.model.layers[2]
+    hook = top.register_forward_hook(lambda module, given, output: lengths.append(tuple(output.shape[:2])))
+    try:
+        downstream.losses(loaded, "blocks.1.hook_resid_post", tokens[0], KEPT, vectors())
+    finally:
+        hook.remove()
+    assert lengths == [(1, KEPT[0]), (VARIANTS, KEPT[-1] + 1 - KEPT[0])]
+
+
 def test_the_part_before_the_site_runs_once(loaded: model.LoadedModel, tokens: np.ndarray) -> None:  # noqa: F811
     batches: list[int] = []
     hooks = [layer.register_forward_hook(lambda module, given, output: batches.append(len(output)))
@@ -78,8 +109,8 @@ def test_the_part_before_the_site_runs_once(loaded: model.LoadedModel, tokens: n
     finally:
         for hook in hooks:
             hook.remove()
-    assert batches[0] == 1
-    assert batches[2] == VARIANTS
+    assert batches[:4] == [1, 1, 1, 1]  # three layers of the positions before the first, and one of the others
+    assert batches[5] == VARIANTS
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_what_only_the_preset_has_makes_presets_that_say_so(
     sweep: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(records, "_check_layer", lambda chosen: asked.append(chosen.site))
+    monkeypatch.setattr(records, "check_layer", lambda chosen: asked.append(chosen.site))
     written(sweep.parent, presets="smoke", notebooks=["01_one", "02_two"], layer=[2, 3], sae=["train:64x4"],
             parameters={"contexts": [12]})
     found, derived = grid.expand(grid.read(sweep), home)
@@ -135,7 +135,7 @@ def test_a_layer_that_the_model_does_not_have_is_told(sweep: Path, home: Path, m
     def refuse(chosen: preset.Preset) -> None:
         raise DarkmatterError(f"the model ends before {chosen.site}")
 
-    monkeypatch.setattr(records, "_check_layer", refuse)
+    monkeypatch.setattr(records, "check_layer", refuse)
     written(sweep.parent, presets="smoke", notebooks="01_one", layer=[99])
     with pytest.raises(DarkmatterError, match=r"the model ends before blocks\.99"):
         grid.run(sweep, home=home)

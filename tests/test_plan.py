@@ -139,7 +139,7 @@ def test_a_real_run_takes_what_was_planned(own_cache: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_models_are_planned_without_a_hub(name: str, own_cache: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_opened", lambda *_, **__: pytest.fail("it asked for the model"))
+    monkeypatch.setattr(model, "opened", lambda *_, **__: pytest.fail("it asked for the model"))
     said = " ".join(plan.lines(presets.load(name), "h100"))
     assert all(word in said for word in ("download", "disk", "gpu", "memory", "on one h100"))
     assert "307,200 tokens read" in said

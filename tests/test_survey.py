@@ -343,13 +343,13 @@ def peak(contexts: int, folder: Path) -> dict[str, float]:
 # ---- read back, made again ----
 
 def count_measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    original, measured = survey._measure, []
+    original, measured = survey.measure, []
 
     def counting(preset: object, opened: list[LoadedSAE], *rest: object) -> object:
         measured.append([each.name for each in opened])
         return original(preset, opened, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(survey, "_measure", counting)
+    monkeypatch.setattr(survey, "measure", counting)
     return measured
 
 

@@ -1,0 +1,65 @@
+"""One choice at a time: each variant is the survey of that preset, and the file is read back for its own preset."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from darkmatter import activations, saes, sensitivity, survey
+from darkmatter.activations import Activations
+from darkmatter.preset import Preset
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def stubs(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations that follow the number of contexts, the seed and the precision; one SAE by its name."""
+
+    def evaluation(preset: Preset, loaded: object = None) -> Activations:
+        found = tiny.acts(contexts=preset.contexts, seed=preset.seed)
+        if preset.dtype == "float32":
+            noise = torch.randn(found.x.shape, generator=torch.Generator().manual_seed(1))
+            found = tiny.acts(found.x.float() + 2 * noise, contexts=preset.contexts)
+        return found
+
+    monkeypatch.setattr(activations, "evaluation", evaluation)
+    monkeypatch.setattr(saes, "load", lambda ref, preset: tiny.loaded(ref, tiny.topk()))
+    monkeypatch.setattr(sensitivity, "RECORDS", tmp_path / "sensitivity.json")
+
+
+def test_each_variant_changes_one_choice() -> None:
+    base = tiny.preset()
+    found = sensitivity.variants(base)
+    assert next(iter(found.values())) == {}
+    assert all(len(fields) == 1 for fields in list(found.values())[1:])
+    for fields in list(found.values())[1:]:
+        (name,) = fields
+        assert getattr(replace(base, **fields), name) != getattr(base, name)
+
+
+def test_a_variant_is_the_survey_of_its_preset() -> None:
+    base = tiny.preset()
+    rows = sensitivity.measure(base).set_index(["variant", "protocol"])
+    assert list(rows.loc["as in the book"].index) == ["strict", "paper", "authors-code"]
+    assert set(rows.index.get_level_values("variant")) == set(sensitivity.variants(base))
+    for variant, fields in sensitivity.variants(base).items():
+        alone = survey.run(replace(base, **fields)).rows.set_index("metric").value
+        for metric in sensitivity.METRICS:
+            assert rows.loc[(variant, "strict"), metric] == pytest.approx(alone[metric], nan_ok=True)
+    first = rows.loc[("as in the book", "strict")]
+    assert first.fvu_low < first.fvu < first.fvu_high
+    assert rows.loc[("the model in float32", "strict"), "fvu"] > first.fvu_high  # the noise that was planted there
+    assert rows.loc[("twice the contexts", "strict"), "fvu_n"] > 1.8 * first.fvu_n
+
+
+def test_the_file_is_read_back_for_its_own_preset_and_sae_alone() -> None:
+    base = tiny.preset()
+    sensitivity.collect(base)
+    stored = sensitivity.recorded(base)
+    assert set(stored.variant) == set(sensitivity.variants(base))
+    other = sensitivity.recorded(replace(base, name="another"))
+    assert set(other.variant) == {"as in the book", "all positions, the first too", "the second half of each context"}
+    assert stored.fvu.iloc[0] == pytest.approx(other.fvu.iloc[0])
