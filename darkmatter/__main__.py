@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
                       help="run just these notebooks, build no pages")
     book.add_argument("-p", nargs=2, action="append", default=[], dest="parameters",
                       metavar=("NAME", "VALUE"), help="a parameter of the notebooks, as papermill takes it")
+    book.add_argument("--jobs", type=int, help="notebooks at a time (default: 2, or 1 on a GPU)")
     run = command(_run)
     run.add_argument("grid", type=Path, help="a YAML file: presets, notebooks, layer, sae, parameters, slurm")
     run.add_argument("--backend", choices=("local", "slurm"), default="local", help="this machine, or a cluster")
@@ -197,7 +198,7 @@ def _book(arguments: Arguments) -> None:
     from . import book
 
     given = {name: yaml.safe_load(value) for name, value in arguments.parameters}
-    book.build(arguments.preset, arguments.only, given)
+    book.build(arguments.preset, arguments.only, given, jobs=arguments.jobs)
 
 
 def _run(arguments: Arguments) -> None:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import book, cache, records
+from . import book, cache, execution, records
 from . import preset as presets
 from .errors import DarkmatterError
 
@@ -104,7 +104,7 @@ def _run(cell: Cell) -> None:
     source = home / "notebooks" / f"{cell.notebook}.py"
     if book.run_key(source, preset_of(given), given, []) != cell.key:
         raise Changed("The code, the settings or the data changed after the grid was started: run it again.")
-    book.execute(source, cell.folder, given, home, cell.folder)
+    execution.execute(source, cell.folder, given, home, cell.folder)
 
 
 def preset_of(given: Mapping[str, Any]) -> presets.Preset:

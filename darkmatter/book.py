@@ -10,22 +10,14 @@ from __future__ import annotations
 import ast
 import json
 import os
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-from papermill.engines import NBClientEngine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
-
-from . import cache, pages, pairs, records
+from . import cache, execution, model, pages, pairs, records
 from . import preset as presets
 from .errors import DarkmatterError
 
@@ -43,10 +35,12 @@ class Done:
 
 
 def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] | None = None,
-          home: Path = records.HOME) -> Path | None:
+          home: Path = records.HOME, jobs: int | None = None) -> Path | None:
     """Run the notebooks that have no finished run, then build the book unless ``only`` some were asked for.
 
-    Returns the book's first page. Raises DarkmatterError when a notebook or the build of the book fails.
+    The first runs alone, because it makes what the others share; then ``jobs`` at a time (None: two, each on half of
+    the processor, or one where the model runs on a GPU); at last, one after another, those that read the others'
+    records. Returns the book's first page. Raises DarkmatterError when a notebook or the build of the book fails.
     """
     given = dict(parameters or {})
     chosen = presets.load(preset, **{name: given[name] for name in given if name in records.OVERRIDES})
@@ -55,16 +49,31 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
         reject_unknown(source, given)
     if Path(preset).suffix:
         preset = str(Path(preset).expanduser().resolve())  # a notebook may run in another directory
+    one = partial(_run, preset=chosen, parameters={"preset": preset} | given, home=home)
     with cache.lock(f"the book in {home}"):
         runs: list[Done] = []
-        for source in sources:
-            runs.append(_run(source, chosen, {"preset": preset} | given, runs, home))
+        for stage, at_once in _stages(sources, _jobs(chosen) if jobs is None else jobs):
+            threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else 0
+            work = [partial(one, source, before=list(runs), threads=threads) for source in stage]
+            runs += execution.side_by_side(work, at_once)
         begun = time.monotonic()
-        with progress("book", 0):
+        with execution.progress("book", 0):
             executed = {run.notebook: run.folder / "executed.ipynb" for run in runs}
             page = None if only else pages.build(executed, home)
         _summary(runs, time.monotonic() - begun, page)
     return page
+
+
+def _jobs(preset: presets.Preset) -> int:
+    """Notebooks at a time: two on a processor, where much of a notebook keeps one core busy; one on a GPU."""
+    return 2 if model.device_of(preset).type == "cpu" else 1
+
+
+def _stages(sources: Sequence[Path], jobs: int) -> list[tuple[Sequence[Path], int]]:
+    """Notebooks that may run at the same time, and how many of them."""
+    readers = [source for source in sources if reads_records(source)[0]]
+    others = sources[:len(sources) - len(readers)]
+    return [(others[:1], 1), (others[1:], jobs), *(([reader], 1) for reader in readers)]
 
 
 def sources_of(home: Path, only: Sequence[str]) -> list[Path]:
@@ -157,7 +166,7 @@ def _imported(code: str, package: Path) -> set[Path]:
 # One notebook
 
 def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], before: Sequence[Done],
-         home: Path) -> Done:
+         home: Path, threads: int) -> Done:
     name, shelf = source.stem, home / "_build" / "records" / preset.name
     others = shelf.parent if _mentions("every_preset", _code(source)) else None
     key = run_key(source, preset, parameters, before, others)
@@ -169,57 +178,13 @@ def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], be
         else:
             print(f"{name}: running", flush=True)
             begun = time.monotonic()
-            execute(source, folder, parameters, home, shelf)
+            execution.execute(source, folder, parameters, home, shelf, threads)
             seconds = round(time.monotonic() - begun, 1)
             write_json(marker, {"notebook": name, "preset": preset.name, "seconds": seconds})
     print(f"{name}: {'finished earlier, kept' if kept else f'finished in {seconds:.0f} s'}", flush=True)
     if record.exists():  # where records.load_all looks; with the time of the whole notebook, imports included
         write_json(shelf / f"{name}.json", json.loads(record.read_text()) | {"wall_seconds": seconds})
     return Done(name, folder, seconds, kept)
-
-
-def execute(source: Path, folder: Path, parameters: Mapping[str, Any], home: Path, shelf: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    notebook, given, running = pairs.read(source), folder / "input.ipynb", folder / "running.ipynb"
-    nbformat.write(notebook, given)
-    os.environ |= {"DARKMATTER_RECORD": str(folder / "record.json"), "DARKMATTER_RECORDS": str(shelf),
-                   "JUPYTER_PATH": str(pairs.kernels(home))}  # the kernel inherits these
-    try:
-        with progress(source.stem, len(notebook.cells)):
-            papermill.execute_notebook(given, running, dict(parameters), engine_name="darkmatter",
-                                       kernel_name="python3", language="python", progress_bar=False,
-                                       start_timeout=300)
-    except PapermillExecutionError as error:
-        what = error.evalue if error.ename == DarkmatterError.__name__ else f"{error.ename}: {error.evalue}"
-        raise _failed(source, f"at In [{error.exec_count}]: {what}", running) from None
-    except (DeadKernelError, RuntimeError) as error:
-        raise _failed(source, f"as its kernel died ({error})", running) from None
-    running.replace(folder / "executed.ipynb")
-
-
-def _failed(source: Path, what: str, running: Path) -> DarkmatterError:
-    return DarkmatterError(f"Notebook {source.stem} stopped {what}\nThe notebook as far as it got: {running}"
-                           "\nFinished notebooks are kept; mend this and run the same command again.")
-
-
-class _Engine(NBClientEngine):
-    """papermill's own engine, which also tells which cell it is at."""
-
-    cell = 0
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
-        begin = nb_man.cell_start
-
-        def counted(cell: Any, cell_index: int, **rest: Any) -> Any:
-            _Engine.cell = cell_index + 1
-            return begin(cell, cell_index, **rest)
-
-        nb_man.cell_start = counted
-        return super().execute_managed_notebook(nb_man, kernel_name, **options)
-
-
-papermill_engines.register("darkmatter", _Engine)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -234,25 +199,3 @@ def _summary(runs: Sequence[Done], seconds: float, page: Path | None) -> None:
         print(f"  {run.notebook:<24}{run.seconds:8.0f} s{'  (kept)' if run.kept else ''}")
     if page:
         print(f"  {'HTML':<24}{seconds:8.0f} s\n\nThe book is {page}\n  {page.as_uri()}", flush=True)
-
-
-@contextmanager
-def progress(name: str, cells: int) -> Iterator[None]:
-    """While the body works, say how far it is: each second in place on a terminal, else a line each 30 s."""
-    live, begun, stop = sys.stdout.isatty(), time.monotonic(), threading.Event()
-    _Engine.cell = 0
-
-    def tell() -> None:
-        while not stop.wait(1 if live else 30):
-            where = f"cell {_Engine.cell} of {cells}, " if cells else ""
-            line = f"  {name}: {where}{time.monotonic() - begun:.0f} s"
-            print(f"\r{line}" if live else line, end="" if live else "\n", flush=True)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        teller.join()
-        print("\r\x1b[K" if live else "", end="", flush=True)

@@ -22,7 +22,7 @@ from .errors import DarkmatterError
 from .regression import WIDE, LinearMap
 from .saes import LoadedSAE
 
-LOGITS = 2**28  # numbers in memory at once: a variant has one for each kept position and word of the vocabulary
+LOGITS = 2**27  # numbers in memory at once: a variant has one for each kept position and word of the vocabulary
 ROWS = 64  # positions whose logits are widened to float32 at once: they stay in the processor's cache
 
 
@@ -112,7 +112,8 @@ def _before(bridge: Any, site: str, ids: Tensor, variants: int) -> dict[str, Any
     cache = DynamicCache(config=bridge.original_model.config)
     bridge(ids[None], return_type=None, past_key_values=cache, use_cache=True, logits_to_keep=1)
     upper = model.layer_of(site) + (not site.endswith("hook_resid_pre"))  # the first whose attention sees the variants
-    for layer in cache.layers[upper:]:
+    above: Any = cache.layers[upper:]
+    for layer in above:
         layer.batch_repeat_interleave(variants)
     return {"past_key_values": cache, "use_cache": True}
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,11 +92,27 @@ def lab(home: Path, options: list[str]) -> NoReturn:
     os.execve(sys.executable, command, os.environ | {"JUPYTER_PATH": str(kernels(home))})
 
 
-def kernels(home: Path) -> Path:
-    """A Jupyter data directory whose kernel 'python3' is this very Python, whatever else is installed."""
+def kernels(home: Path, name: str = "python3", inside: Mapping[str, str] | None = None) -> Path:
+    """A Jupyter data directory whose kernel ``name`` is this very Python, whatever else is installed.
+
+    ``inside``: further environment variables of that kernel.
+    """
     folder = home / "_build" / "jupyter"
     words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-    spec = {"argv": words, "display_name": "Python 3", "language": "python", "metadata": {"debugger": True}}
-    with cache.atomic(folder / "kernels" / "python3" / "kernel.json") as temporary:
+    spec = {"argv": words, "display_name": "Python 3", "language": "python", "metadata": {"debugger": True},
+            "env": dict(inside or {})}
+    with cache.atomic(folder / "kernels" / name / "kernel.json") as temporary:
         temporary.write_text(json.dumps(spec))
     return folder
+
+
+@contextmanager
+def kernel(home: Path, inside: Mapping[str, str]) -> Iterator[str]:
+    """The name of a kernel of its own with these environment variables, as long as the body works."""
+    name = f"run-{uuid.uuid4().hex[:12]}"
+    folder = kernels(home, name, inside)
+    os.environ["JUPYTER_PATH"] = str(folder)
+    try:
+        yield name
+    finally:
+        shutil.rmtree(folder / "kernels" / name)

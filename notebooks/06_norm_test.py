@@ -34,7 +34,7 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # a preset's name, or the path of a YAML file
 sae: str = ""  # other SAEs than the preset's, with commas between: release:sae_id, directory, artifact:NAME or train:WIDTHxL0
-every: int = -1  # the tests of a vector on itself use one token in this many; -1 leaves about 80,000
+every: int = -1  # the tests of a vector on itself use one token in this many; -1 leaves about 40,000
 most_active: int = 1000  # latents in the comparison with the probe: those active most often
 
 # %% tags=["hide-input"]
@@ -274,7 +274,7 @@ itself.
 # fitted anew.
 
 # %%
-step = every if every > 0 else max(1, len(held) // 80_000)
+step = every if every > 0 else max(1, len(held) // 40_000)
 thin = rows.thin(step)
 x = acts.x[::step].float()
 

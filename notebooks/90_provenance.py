@@ -71,7 +71,8 @@ times = pd.DataFrame(
 figures.table(
     times,
     caption="Time and memory of each notebook. Seconds are of the whole notebook with its imports, as the runner saw it, "
-    "and include waiting for what it needed first: the first to need an SAE or activations makes them, for all.",
+    "and include waiting for what it needed first: the first to need an SAE or activations makes them, for all. "
+    "Unless asked otherwise, the runner has two notebooks run at a time, each on half of the processor.",
     name="tab-times",
     digits={"seconds": 0, "peak memory, GiB": 1},
 )

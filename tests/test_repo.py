@@ -63,7 +63,7 @@ MEASURING = ["pile", "library", "repeats", "corpus", "model", "topk", "activatio
              "plan"]
 EXPERIMENTS = ["parts", "onerror", "windows", "interpret", "scorers", "pertoken", "theory", "synthetic", "components",
                "downstream", "pursuit"]
-SHOWING = ["records", "figures", "report", "reference", "pairs", "pages", "book", "backends", "grid"]
+SHOWING = ["records", "figures", "report", "reference", "pairs", "pages", "execution", "book", "backends", "grid"]
 ROOMS = [*BASE, *MEASURING, *EXPERIMENTS, *SHOWING]
 
 

@@ -1,0 +1,84 @@
+"""Several notebooks at a time: order, failures, and what each kernel is told."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from darkmatter import book, execution, pairs
+from darkmatter.errors import DarkmatterError
+from tests.conftest import write_notebook
+
+
+def test_results_come_in_order_and_so_many_run_at_a_time() -> None:
+    now, most, lock = [0], [0], threading.Lock()
+
+    def one(number: int) -> int:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05 if number % 2 else 0.1)
+        with lock:
+            now[0] -= 1
+        return number
+
+    assert execution.side_by_side([partial(one, i) for i in range(7)], 3) == list(range(7))
+    assert most[0] == 3
+    assert execution.side_by_side([], 3) == []
+
+
+def test_after_a_failure_none_is_begun_and_what_had_begun_ends() -> None:
+    begun, ended = [], []
+
+    def one(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            time.sleep(0.1)
+            raise DarkmatterError("the first failed")
+        time.sleep(0.3)
+        ended.append(number)
+
+    with pytest.raises(DarkmatterError, match="the first failed"):
+        execution.side_by_side([partial(one, i) for i in range(6)], 2)
+    assert begun == ended == [1] or sorted(begun) == [0, 1]
+    assert sorted(begun) == [0, 1]
+    assert ended == [1]
+
+
+def test_each_kernel_has_variables_of_its_own(home: Path) -> None:
+    with pairs.kernel(home, {"COLOUR": "red"}) as one, pairs.kernel(home, {"COLOUR": "blue"}) as other:
+        assert one != other
+        specs = [(home / "_build" / "jupyter" / "kernels" / name / "kernel.json").read_text() for name in (one, other)]
+        assert '"COLOUR": "red"' in specs[0]
+        assert '"COLOUR": "blue"' in specs[1]
+    assert not list((home / "_build" / "jupyter" / "kernels").glob("run-*"))
+
+
+def test_notebooks_run_side_by_side_after_the_first(home: Path) -> None:
+    """Each writes when it began and ended; two wait for one another, which only works at the same time."""
+    meet = """\
+import os, pathlib, time
+me, other = {me!r}, {other!r}
+here = pathlib.Path({home!r})
+(here / me).write_text(os.environ.get("OMP_NUM_THREADS", "all"))
+end = time.monotonic() + 120
+while other and not (here / other).exists():
+    assert time.monotonic() < end, "the other never came"
+    time.sleep(0.05)
+pathlib.Path(os.environ["DARKMATTER_RECORD"]).write_text('{{"notebook": "' + me + '"}}')"""
+    for me, other in (("01_one", ""), ("02_two", "03_three"), ("03_three", "02_two")):
+        write_notebook(home / "notebooks", me, meet.format(me=me, other=other, home=str(home)))
+    count = "import os\nprint(len(os.listdir(os.environ['DARKMATTER_RECORDS'])))  # as load_all does"
+    write_notebook(home / "notebooks", "00_last", count)
+    book.build("smoke", ["01_one", "02_two", "03_three", "00_last"], home=home, jobs=2)
+    half = str(max(1, (os.cpu_count() or 1) // 2))
+    assert [(home / name).read_text() for name in ("01_one", "02_two", "03_three")] == ["all", half, half]
+    executed = next(home.glob("_build/runs/smoke/00_last/*/executed.ipynb")).read_text()
+    assert '"3\\n"' in executed
+    for name in ("02_two", "03_three"):  # each wrote its own record
+        assert f'"notebook": "{name}"' in (home / "_build" / "records" / "smoke" / f"{name}.json").read_text()
