@@ -51,16 +51,20 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
         preset = str(Path(preset).expanduser().resolve())  # a notebook may run in another directory
     one = partial(_run, preset=chosen, parameters={"preset": preset} | given, home=home)
     with cache.lock(f"the book in {home}"):
-        runs: list[Done] = []
+        runs, begun = list[Done](), time.monotonic()
         for stage, at_once in _stages(sources, _jobs(chosen) if jobs is None else jobs):
             threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else 0
             work = [partial(one, source, before=list(runs), threads=threads) for source in stage]
             runs += execution.side_by_side(work, at_once)
-        begun = time.monotonic()
+        ran = time.monotonic()
         with execution.progress("book", 0):
             executed = {run.notebook: run.folder / "executed.ipynb" for run in runs}
             page = None if only else pages.build(executed, home)
-        _summary(runs, time.monotonic() - begun, page)
+        _summary(runs, time.monotonic() - ran, time.monotonic() - begun, page)
+        if page:
+            write_json(home / "_build" / f"built-{chosen.name}.json", {
+                "seconds": round(time.monotonic() - begun, 1), "kept": [run.notebook for run in runs if run.kept],
+                "notebooks": {run.notebook: run.seconds for run in runs}})
     return page
 
 
@@ -194,8 +198,9 @@ def write_json(path: Path, value: Any) -> None:
 
 # What the reader of the terminal sees
 
-def _summary(runs: Sequence[Done], seconds: float, page: Path | None) -> None:
+def _summary(runs: Sequence[Done], html: float, all_of_it: float, page: Path | None) -> None:
     for run in runs:
         print(f"  {run.notebook:<24}{run.seconds:8.0f} s{'  (kept)' if run.kept else ''}")
     if page:
-        print(f"  {'HTML':<24}{seconds:8.0f} s\n\nThe book is {page}\n  {page.as_uri()}", flush=True)
+        print(f"  {'HTML':<24}{html:8.0f} s\n  {'from start to end':<24}{all_of_it:8.0f} s\n")
+        print(f"The book is {page}\n  {page.as_uri()}", flush=True)

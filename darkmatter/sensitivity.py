@@ -28,7 +28,6 @@ def variants(preset: Preset) -> dict[str, dict[str, Any]]:
         "as in the book": {},
         "a quarter of the contexts": {"contexts": preset.contexts // 4},
         "half of the contexts": {"contexts": preset.contexts // 2},
-        "twice the contexts": {"contexts": preset.contexts * 2},
         "all positions, the first too": {"first_position": 0},
         "the second half of each context": {"first_position": preset.context_length // 2},
         "with a beginning-of-text token" if not preset.prepend_bos else "without a beginning-of-text token":
@@ -64,12 +63,12 @@ def collect(preset: Preset) -> Path:
 
 
 def recorded(preset: Preset) -> pd.DataFrame:
-    """``measure``: from the committed file for the SAE that it was made of; else of the variants that are quick.
+    """``measure``: from the committed file for the SAE that it was made of; else of the protocols alone.
 
-    Those need no further text: other positions and other protocols.
+    For SAEs trained on the spot, which small presets have, also of other positions.
     """
     known = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     if (known.get("preset"), known.get("sae")) == (preset.name, preset.default_sae):
         return pd.DataFrame(known["rows"])
-    quick = [name for name, fields in variants(preset).items() if fields.keys() <= {"first_position"}]
-    return measure(preset, tuple(quick))
+    quick = {"first_position"} if preset.default_sae.startswith("train:") else set()
+    return measure(preset, tuple(name for name, fields in variants(preset).items() if fields.keys() <= quick))

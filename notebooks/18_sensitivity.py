@@ -45,9 +45,9 @@ p = run.preset
 # %% [markdown]
 # ## One choice at a time
 #
-# One SAE, the preset's default, is surveyed again and again. Each time one choice is made otherwise and the rest stays. A variant
-# has its own activations and its own codes, and its maps are fitted and scored anew, so it shares nothing with the first row but the
-# SAE's weights.
+# One SAE, the preset's default, is surveyed again and again. Each time one choice is made otherwise and the rest stays, and the maps
+# are fitted and scored anew. Other than a protocol, a variant also has its own activations and its own codes, so that it shares
+# nothing with the first row but the SAE's weights.
 
 # %%
 rows = sensitivity.recorded(p)

@@ -157,19 +157,22 @@ def test_what_a_survey_is_compared_with_is_x_and_the_error_in_float32(own_cache:
     assert passes._both("cpu", **case) == 2 * 10 * 40 * 16 * 4
 
 
-def test_the_book_needs_a_record_of_every_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_the_book_is_that_of_a_build_that_kept_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(timing, "HOME", tmp_path)
-    folder, notebooks = tmp_path / "_build/records/own", tmp_path / "notebooks"
-    for place in (folder, notebooks):
-        place.mkdir(parents=True)
-    for name, taken in (("01_one", 20.0), ("02_two", 40.0)):
-        (notebooks / f"{name}.py").touch()
-        with pytest.raises(ValueError, match=name):
-            wholebook.run("cpu", "own", 100)
-        content = {"notebook": name, "seconds": 1.0, "wall_seconds": taken, "peak_memory_gib": 1.0}
-        (folder / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has not been built; run 'make book PRESET=own'"):
+        wholebook.run("cpu", "own", 100)
+    folder, built = tmp_path / "_build/records/own", tmp_path / "_build/built-own.json"
+    folder.mkdir(parents=True)
+    (folder / "01_one.json").write_text(json.dumps({"peak_memory_gib": 1.5}))
+    content = {"seconds": 60.0, "kept": ["01_one"], "notebooks": {"01_one": 40.0, "02_two": 40.0}}
+    built.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="kept 01_one"):
+        wholebook.run("cpu", "own", 100)
+    built.write_text(json.dumps(content | {"kept": []}))
     found = wholebook.run("cpu", "own", 100)
-    assert found["ours_seconds"] == 60 and found["ratio"] == 0.6
+    assert found["ours_seconds"] == 60 and found["ratio"] == 0.6 and found["peak_memory_gib"] == 1.5
 
 
 def test_every_size_has_known_rows_that_name_what_they_use() -> None:

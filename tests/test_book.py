@@ -124,8 +124,11 @@ def test_the_life_of_a_book(
 
     assert build()[0] == 2
     assert set(log.read_text().splitlines()) == {sys.executable}
+    built = home / "_build" / "built-smoke.json"
+    assert json.loads(built.read_text())["kept"] == []
     assert (home / "_build" / "html" / "index.html").as_uri() in capsys.readouterr().out
     assert build()[0] == 2
+    assert json.loads(built.read_text())["kept"] == ["01_one", "02_two"]
     assert "nothing changed" in capsys.readouterr().out
     write_notebook(home / "notebooks", "01_one", code, prose="# Second words")
     runs, page = build()
