@@ -159,7 +159,7 @@ if begun != ended else 'So it had at the first checkpoint.'}
 """)
 
 # %% [markdown]
-# ## Trained to convergence
+# ## Trained on the training text
 #
 # The SAEs themselves were trained beforehand, all by one recipe: that of the {term}`ladder`, on the same training text, with
 # $b^*$ fitted on that text too. There are three sets beside the two parts of the error. **SaeError** and **x** are
@@ -196,9 +196,12 @@ if trained:
     fig.update_yaxes(rangemode="tozero").update_xaxes(tickformat="~s")
     last = history[history["last"] & (history["trained on"] == usual)]
     finals = last.groupby("target")["fvu"].agg(["mean", "min", "max", "count"]).loc[list(LABELS)]
+    fewest = finals[finals["count"] < finals["count"].max()]
+    seeds_said = f"{int(finals['count'].max())} seeds" + (
+        f" ({', '.join(f'{LABELS[which]}: {int(n)}' for which, n in fewest['count'].items())})" if len(fewest) else "")
     display(figures.finish(
         fig, "fig-on-error-curves", f"FVU against training tokens, on contexts left out of training; width {width:,}, $k$ = {k}. "
-        f"Points are means over {int(finals['count'].min())} seeds, bars their range.",
+        f"Points are means over {seeds_said}, bars their range.",
         "Falling curves that end at " + ", ".join(f"{LABELS[which]} {number(finals.loc[which, 'mean'], 2)}" for which in LABELS)
         + ".", paper="The SAEs of Figure 8", height=480))
 
@@ -216,7 +219,7 @@ if trained:
     if len(more):
         rows[f"with {factor} times the tokens"] = [number(more.get(which)) for which in LABELS]
     display(figures.table(pd.DataFrame(rows), f"FVU at the end of training ({usual:,} tokens, "
-                          f"{int(finals['count'].min())} seeds), on contexts left out of training.", "tab-on-error-final"))
+                          f"{seeds_said}), on contexts left out of training.", "tab-on-error-final"))
 
 # %% tags=["hide-input"]
 if trained:
@@ -225,8 +228,12 @@ if trained:
     apart = float(finals.loc["nonlinear", "mean"] - finals.loc["linear", "mean"])
     plain = float(finals.loc["gaussian-nonlinear", "mean"] - finals.loc["gaussian-linear", "mean"])
     farther = max(gain, key=lambda which: gain[which])
-    later = "" if not len(more) else (f"With {factor} times the tokens the difference between the parts is "
-                                      f"{more['nonlinear'] - more['linear']:+.3f} instead of {apart:+.3f}. ")
+    later = ""
+    if len(more):
+        fell = {which: float(finals.loc[which, "mean"] - more[which]) for which in ("linear", "nonlinear")}
+        later = (f"Had they converged? {'To within 0.01' if max(fell.values()) < 0.01 else 'No'}: with {factor} times the tokens, one seed, FVU "
+                 f"falls by a further {fell['nonlinear']:.3f} on NonlinearError and {fell['linear']:.3f} on LinearError, and the difference "
+                 f"is {more['nonlinear'] - more['linear']:+.3f} instead of {apart:+.3f}.")
     display(prose(f"""
     Seeds differ by at most {number(spread)}. The SAE on NonlinearError ends at {number(finals.loc['nonlinear', 'mean'])}, the
     one on LinearError at {number(finals.loc['linear', 'mean'])}: a difference of {apart:+.3f}. {later}

@@ -118,9 +118,9 @@ figures.table(pd.DataFrame(rows, columns=["measure", "value [95% interval]", "wh
               f"scored on {result['n_eval']:,} tokens of other documents.", "tab-own")
 
 # %% tags=["hide-input"]
-linear = 1 - rest / fvu if fvu else None
+linear = result["r2_vector_weighted"]
 prose(f"""
-The SAE leaves {interval(fvu, low, high)} of the variance unexplained. Of that, {number(linear, 2)} is linear error: a linear map
+The SAE leaves {interval(fvu, low, high)} of the variance unexplained. Of that, a share of {interval(linear, *(ends['r2_vector_weighted'] or (None, None)))} is linear error: a linear map
 of $x$ finds it. The rest, {interval(rest, *(ends['fvu_nonlinear'] or (None, None)))} of the variance, is nonlinear error.
 {'FVU above 1 means that the SAE explains less than the mean does; see the list of causes below.' if fvu and fvu > 1 else
 'Most of what it misses is thus in reach of a linear map: directions that it has not learned, or shrinkage.' if linear and
