@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def main(words: list[str] | None = None) -> int:
     if rest and arguments.command != "lab":  # jupyter's own options
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
+    warnings.showwarning = _warn
     try:
         arguments.do(arguments)
     except DarkmatterError as error:
@@ -43,6 +45,12 @@ def main(words: list[str] | None = None) -> int:
         print("\ndarkmatter: Interrupted; run the same command again to go on.", file=sys.stderr)
         return 130
     return 0
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """This project's own warnings are for the reader of the terminal, without the line of code that gave them."""
+    if category is UserWarning:
+        print(f"darkmatter: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
 def _decompose_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="a preset's name, a hub id or a model directory")
     parser.add_argument("--site", required=True, help="hook name, such as blocks.15.hook_resid_post")
-    parser.add_argument("--sae", required=True, help="release:sae_id, a directory, or artifact:NAME")
+    parser.add_argument("--sae", required=True,
+                        help="release:sae_id, artifact:NAME, or a directory (sae-lens, dictionary_learning, sparsify)")
     parser.add_argument("--corpus", default="smollm2", help="a preset's name, 'pile', or a file")
     parser.add_argument("--contexts", type=int, help="number of contexts (default: the preset's)")
     parser.add_argument("--context-length", type=int, help="tokens in a context (default: the preset's)")

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 import warnings
@@ -67,7 +68,7 @@ def lock(name: str) -> Iterator[None]:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            print(f"Waiting for another process that is busy with {name}.", flush=True)
+            print(f"Waiting for another process that is busy with {name}.", file=sys.stderr, flush=True)
             held.acquire()
     try:
         yield

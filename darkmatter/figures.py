@@ -84,8 +84,9 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
     return number(value, digits) + ("" if "–" in ends else f" [{ends[0]}, {ends[1]}]")
 
 
-def within(least: float, most: float, digits: int = 2) -> str:
+def within(least: float, most: float) -> str:
     """A range in words: ``0.30 to 0.72``; ``above 0.90`` and ``below 0.00`` where one end is open (NaN)."""
+    digits = 2 if all(pd.isna(end) or round(end, 2) == end for end in (least, most)) else 3
     if pd.isna(least) and pd.isna(most):
         return "–"
     if pd.isna(least) or pd.isna(most):

@@ -58,8 +58,10 @@ def check(preset: str) -> pd.DataFrame:
     """``compare`` for the last run of a preset; raises DarkmatterError without a run, or without a reference."""
     known, found = load(preset), [each for each in records.load_all() if each["preset"] == preset]
     if not known:
-        raise DarkmatterError(f"There is no reference for the preset '{preset}'; there is one for "
-                              f"{', '.join(sorted(path.name for path in FOLDER.glob('*'))) or 'none'}.")
+        others = ", ".join(sorted(path.name for path in FOLDER.glob("*")))
+        only = f", only for {others}" if others else ""
+        raise DarkmatterError(f"There is no reference for the preset '{preset}'{only}; "
+                              f"'python -m darkmatter check --preset {preset} --keep' makes the last run one.")
     if not found:
         raise DarkmatterError(f"No chapter has run on the preset '{preset}' here; run 'make book PRESET={preset}' "
                               "first.")

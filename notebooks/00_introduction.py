@@ -112,8 +112,8 @@ prose(f"""
 and {n_eval:,}, from other {unit}, to score them. The SAE `{name}` has {table.loc[name, 'width']:,} latents, of which
 {table.loc[name, 'l0']:.0f} are active on a token. It leaves {interval(*fvu)} of the variance of the activations unexplained.
 **Of this {interval(*linear)} is linear error, which a linear map of the activation predicts, and {interval(*nonlinear)} is
-nonlinear error** ({{numref}}`{main}`{' shows all widths' if law else ''}). A linear map explains {interval(*vector)} of the
-error vector and {interval(*norm)} of its squared norm ($R^2$). {spread}
+nonlinear error** ({{numref}}`{main}`{' shows all widths' if law else ''}). Dimension by dimension, a linear
+map explains {interval(*vector)} of the error vector on average, and {interval(*norm)} of its squared norm ($R^2$). {spread}
 {f"Of the {len(claims)} claims of the paper that this run tests: {', '.join(told)} ({{numref}}`tab-intro-claims`)." if len(claims)
  else "The chapters test the paper's claims one by one."}
 {'This is the `smoke` preset: an early layer, little text and tiny SAEs, to see that everything runs. It never says more '
@@ -146,7 +146,9 @@ figures.table(
 #
 # ## How the book is organised
 #
-# One chapter a section of the paper; each states the claim, measures it, and says whether the two agree.
+# One chapter a section of the paper; each states the claim, measures it, and says whether the two agree. Numbers of the paper
+# that its text states are given as they are; some that exist only as heights in its figures, or in notes on an earlier version, were
+# not at hand when this was written, and are marked *unverified* or *not known*.
 #
 # 1. {doc}`01_data`: the model, the text, the SAEs, and the few tokens that would spoil everything.
 # 2. {doc}`02_norm`: can one tell in advance how *large* the error is?
@@ -162,6 +164,8 @@ figures.table(
 # 12. {doc}`12_components`: what SAEs at other places know of the error.
 # 13. {doc}`13_depth`: the same measurements from the first layers to the last.
 # 14. {doc}`14_scoreboard`: every claim, the measurement and the verdict in one table.
+# 15. {doc}`15_training`: beyond the paper, would SAEs that train longer change it?
+# 16. {doc}`16_sensitivity`: beyond the paper, which choices of the experiment would change it?
 #
 # Words are explained in the {doc}`../book/glossary`, symbols in {doc}`../book/notation`; {doc}`../book/figures` lists which
 # figure here belongs to which figure of the paper, and {doc}`90_provenance` the versions, the hardware and the time that

@@ -223,10 +223,9 @@ if train is not None:
     words = f"""
     None of the {len(held.sources)} evaluation sources is among the {len(train.sources)} training sources. Of the
     {repeated.size:,} runs of {RUN} tokens in the evaluation text, {int(repeated.sum()):,} ({repeated.mean():.2%})
-    occur in the training text too{f", {where}" if repeated.any() else ""}: licence headers, repeated documentation,
-    sentences that are printed twice. {"A recipe that is `clear` drops every training context with such a run: "
-    f"{sum(train.dropped.values())} were dropped here." if p.training.clear else "The large suite is trained on text without them "
-    "(`clear` in its recipe); these SAEs are older than that rule."}
+    occur in the training text too{f", {where}: licence headers, repeated documentation, sentences that are printed twice" if repeated.any() else ""}. {"A recipe that is `clear` drops every training context with such a run: "
+    f"{sum(train.dropped.values())} were dropped here." if p.training.clear else "The recipe of these SAEs leaves them in; "
+    "one with `clear: true` drops every training context that has one."}
     """
 figures.prose(words)
 

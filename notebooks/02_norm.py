@@ -47,8 +47,7 @@ p = run.preset
 #
 # $$a^* = \arg\min_a \sum_x \bigl(a^\top x - \lVert\mathrm{SaeError}(x)\rVert_2^2\bigr)^2 .$$
 #
-# It is fitted on some source documents and scored on others, so that no document is on both sides
-# (the `strict` {ref}`protocol <notation-protocols>`). $R^2$ is the share of the variance of the squared norm that the probe
+# It is fitted on some {term}`sources <source>` and scored on others (the `strict` {ref}`protocol <notation-protocols>`). $R^2$ is the share of the variance of the squared norm that the probe
 # explains on the held-out tokens. Intervals are 95% bootstrap intervals over held-out sources.
 
 # %%
@@ -64,7 +63,7 @@ shown = pd.DataFrame({
 n = result.rows.query("metric == 'r2_norm'")
 figures.table(shown, f"How well a linear probe on $x$ predicts the squared norm of the error. Fitted on "
               f"{n['n_fit'].iloc[0]:,} tokens, scored on {n['n_eval'].iloc[0]:,} tokens of {n['sources'].iloc[0]} other "
-              "sources.", "tab-norm", digits={"L0": 1})
+              f"{result.unit}.", "tab-norm", digits={"L0": 1})
 
 # %% tags=["hide-input"]
 points = result.rows.query("metric == 'r2_norm'").assign(L0=lambda d: "L0 " + d["k"].astype(str))
@@ -174,11 +173,11 @@ verdict = run.claim("More than 90% of the variance of the squared error norm can
 prose(f"""
 For `{name}`: {interval(chosen['value'], chosen['low'], chosen['high'])}. Claimed: above {claimed[0]:.2f}.
 Verdict: **{verdict}**. {'The interval lies wholly on one side of the claimed bound.' if verdict != 'cannot say' else
-'The interval does not lie wholly on one side of the claimed bound, or the preset is too small to judge by.'}
-Most of the variance is predictable all the same: the probe explains {number(chosen['value'], 2)} of it here. Three things
-differ from the paper: the model has {result.acts.x.shape[1]} dimensions rather than 2,304 to 4,096, the SAEs saw millions
-rather than billions of tokens, and the split is by source document, which is harder than a random split of tokens
-(the next chapter compares the two).
+'The `smoke` preset is too small to judge by.' if p.name == 'smoke' else
+'The interval does not lie wholly on one side of the claimed bound.'}
+{f"Most of the variance is predictable all the same: the probe explains {number(chosen['value'], 2)} of it here." if chosen['value'] > 0.5 else ''}
+Three things differ from the paper: the model has {result.acts.x.shape[1]} dimensions rather than 2,304 to 4,096, the SAEs saw
+far fewer tokens, and the split is by source, which is harder than a random split of tokens (the next chapter compares the two).
 """)
 
 # %% tags=["hide-cell"]

@@ -433,7 +433,8 @@ if fakes:
 
     **From itself**, each of the sums scores {number(min(at_own), 2)} or more, and SaeError {whole(truth[3])}. A tenth of the latents on top of
     SaeError, {(mixed[0] - truth[0]) / mixed[0]:.0%} of what is then missed, lifts it to {whole(mixed[3])}.
-    {'So SaeError is not a sum of features like those that the SAE has learned, and such features are not a large part of it.' if apart else ''}
+    {'So SaeError does not behave like a sum of features such as the SAE has learned, nor like one with a large part of them. (Sums of many directions that overlap would score low as well: '
+     'the simulation above.)' if apart else ''}
 
     **The nonlinear parts** of the sums score {number(min(rest_own), 2)} to {number(max(rest_own), 2)} on themselves.
     {f'Taking away what is linear in $x$ takes much of the score away, whatever the error is made of. So the low score of NonlinearError on itself, '
@@ -446,7 +447,7 @@ if fakes:
 # %% [markdown]
 # ## What carries the length?
 #
-# What does $x$ know, when it knows the length of NonlinearError? Perhaps just that long activations have long errors; perhaps a few
+# What does $x$ know, where it knows the length of NonlinearError? Perhaps just that long activations have long errors; perhaps a few
 # extreme tokens; perhaps only that code differs from plays. Each row of the next table changes one thing:
 #
 # - the tokens with the largest 1% of the norms left out, with the same probe;
@@ -503,12 +504,20 @@ display(figures.table(pd.DataFrame([{"": label} | {TITLES[v]: whole(draws) for v
                                     for label, found in carried.items()]),
                       f"What carries the norm test of `{name}`: held-out $R^2$ with one thing changed. n = {basis}; 95% intervals.", "tab-test-carried"))
 full, cut, _, inner_source, by_norm, by_direction, beyond, _ = (found[KINDS.index("nonlinear")] for found in carried.values())
+def part_of_score(without: float) -> str:
+    """What leaving something out says of the whole score."""
+    change = without - full[0]
+    return "change little" if abs(change) < 0.05 else "carry part of it" if change < 0 else "lower it"
+
+
 prose(f"""
 For NonlinearError: the norm of $x$ alone explains {whole(by_norm)}, so {'more than half' if by_norm[0] > full[0] / 2 else 'less than half'}
 of the score can be had from one number. Of what that number leaves, $x$ explains {whole(beyond)}. The direction of $x$ alone, without its
-length, explains {whole(by_direction)}. A few extreme tokens {'do not carry it' if abs(cut[0] - full[0]) < 0.05 else 'carry part of it'}
-({number(cut[0])} without the largest 1%); differences between
-texts {'do not either' if abs(inner_source[0] - full[0]) < 0.05 else 'do in part'} ({number(inner_source[0])} within sources).
+length, explains {whole(by_direction)}. A few extreme tokens {part_of_score(cut[0])} ({number(cut[0])} without the largest 1%); differences
+between texts {part_of_score(inner_source[0])} ({number(inner_source[0])} within sources).
+""" if full[0] > 0 else f"""
+Here $x$ does not know the length of NonlinearError: the score is {whole(full)}, no better than the mean of the held-out tokens. So there is
+nothing to carry, and the table is of use for the other four vectors only.
 """)
 
 # %% [markdown]
@@ -522,7 +531,7 @@ texts {'do not either' if abs(inner_source[0] - full[0]) < 0.05 else 'do in part
 # $$
 #
 # The inner product has mean 0 on the fitted tokens, but it varies from token to token. If $x$ knows less about it than about
-# the two norms, it pulls the score of SaeError below theirs.
+# the two norms, it pulls the score of SaeError below theirs; if it knows more, above.
 
 # %%
 cross = {each: targets[each, "inner product"] for each in names}
@@ -651,7 +660,7 @@ if shown:
     levels = [float(each["probe"].mean()) for each in found.values()]
     loose = max(real[0], free[0]) < 0.6
     display(prose(f"""
-    {'The two rise together, as the theory says' if (rows.estimate(real)[1] or 0) > 0 else 'The two do not clearly rise together'}: the
+    {('The two rise together, as the theory says' if real[0] > 0.5 else 'The two rise together, as the theory says, but weakly') if (rows.estimate(real)[1] or 0) > 0 else 'The two do not clearly rise together'}: the
     correlation is {whole(real)}. Independent latents on the same directions give {whole(free)}.
     {f'So most of the scatter comes from directions that overlap: a probe cannot give each of {len(unit):,} directions in {unit.shape[1]} '
      'dimensions a value of its own.' if loose else ''}

@@ -102,6 +102,8 @@ Here: `{name}`, {len(known.x):,} tokens, {int(known.fitted.sum()):,} of them to 
 The reconstruction comes from encoding $x'$ again, as in the authors' code. An SAE does not give its own
 output back exactly: with no noise at all, FVU is {interval(*estimate(grid.fvu[clean], grid.effective))}, of which
 {interval(*estimate(grid.nonlinear[clean], grid.effective))} is not linear. That is where all estimates start.
+{'The second number is larger than the first: fitting the map costs more than there is to find. On few tokens held-out estimates can leave the range from 0 to 1, and the linear one can be negative.'
+if grid.nonlinear[clean][0] > grid.fvu[clean][0] else ''}
 """)
 
 # %% [markdown]
@@ -249,7 +251,7 @@ figures.table(pd.DataFrame({
 ratio = max(each[0] for each in dense.values()) / real_share
 prose(f"""
 Noise that is only on the activation gives a nonlinear share of up to {max(each[0] for each in dense.values()):.0%};
-the real error has {real_share:.0%}. {'So a nonlinear part as large as the real one does not by itself show that the SAE introduces '
+the real error has {real_share:.0%}. {'That is at least four fifths as much. So most of a nonlinear part of this size does not by itself show that the SAE introduces '
 'an error: a dense part that the dictionary lacks would look much the same.' if ratio > 0.8 else
 'So noise on the activation alone does not explain a nonlinear part as large as the real one.'}
 The split is a measurement of what is linearly predictable. To read causes into it takes more, such as the comparison over

@@ -122,7 +122,7 @@ wider = max(("linear", "nonlinear"), key=lambda which: dimension[which])
 other = "linear" if wider == "nonlinear" else "nonlinear"
 harder = "linear" if pca["linear"][0] > pca["nonlinear"][0] else "nonlinear"
 prose(f"""
-The two parts are not alike. LinearError has {variance['linear'] / variance['x']:.1%} of the variance of $x$ and NonlinearError
+The two parts are not alike. On the fitted tokens, LinearError has {variance['linear'] / variance['x']:.1%} of the variance of $x$ and NonlinearError
 {variance['nonlinear'] / variance['x']:.1%}. The {LABELS[wider]} fills more dimensions: effectively
 {number(dimension[wider], 0)}, against {number(dimension[other], 0)} for the {LABELS[other]}. PCA, which knows nothing of
 sparsity, leaves more of the {LABELS[harder]}. So even if neither part held any sparse features, an SAE would not leave the
@@ -238,7 +238,7 @@ if trained:
     Seeds differ by at most {number(spread)}. The SAE on NonlinearError ends at {number(finals.loc['nonlinear', 'mean'])}, the
     one on LinearError at {number(finals.loc['linear', 'mean'])}: a difference of {apart:+.3f}. {later}
 
-    The Gaussians with the same spectra end {plain:+.3f} apart. {'That has the same sign: spectrum alone goes some way to make one part harder than the other.'
+    The Gaussians with the same spectra end {plain:+.3f} apart. {f'That has the same sign: the spectra alone would make one part harder than the other, by {"more than" if abs(plain) > abs(apart) else "part of"} the difference there is.'
     if plain * apart > 0 else 'That has the other sign: what separates the parts is not their spectra.'}
     Against its own Gaussian, LinearError is rebuilt better by {number(gain['linear'])} and NonlinearError by
     {number(gain['nonlinear'])}. By this measure, {LABELS[farther]} has more of what an SAE can use
@@ -298,7 +298,7 @@ if trained:
     {'The sign is the paper’s.' if difference[0] > 0 else 'The sign is not the paper’s: here LinearError is the harder one.'}
     {'By their spectra the order would be the opposite: PCA and the Gaussians leave more of LinearError. So the spectra do not explain the difference; they hide part of it.'
     if difference[0] > 0 > plain and pca['nonlinear'][0] < pca['linear'][0] else
-    'By their spectra alone, the order would be the same, so a part of the difference needs no sparse features to explain it.'
+    'By their spectra alone, the order would be the same, so the difference needs no sparse features to explain it, or not all of it does.'
     if difference[0] * plain > 0 else 'PCA and the Gaussians do not agree on which part is harder by its spectrum alone.'}
     What differs from the paper: the model, the width of the SAEs ({width:,} latents for {acts.x.shape[1]} dimensions), and
     {usual / 1e6:,.2g} million training tokens instead of about 100 million.

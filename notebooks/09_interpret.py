@@ -221,7 +221,7 @@ figures.finish(
     deciles(scores), "fig-interpret-deciles",
     f"Detection by sentence embeddings: share of windows judged rightly, by decile of the latent's activation (Q10 the strongest), "
     f"for windows in which the latent does not fire (*not*), and for such windows of the same domains (*near*). "
-    f"{int(first['latents'].max())} latents an SAE; {int(first.loc['Q1', 'n'])} windows a decile, {int(first.loc['not', 'n']):,} *not*. "
+    f"{int(first['latents'].max())} latents an SAE; {int(first.loc['Q1', 'n'])} windows a decile, all latents together, {int(first.loc['not', 'n']):,} *not*. "
     "95% intervals over latents. The dotted line is chance.",
     "Accuracy by decile. " + "; ".join(f"{LABELS[which]}: Q1 {number(each.loc['Q1', 'value'], 2)}, Q10 "
                                        f"{number(each.loc['Q10', 'value'], 2)}" for which, each in scores.items()) + ".",
@@ -263,8 +263,8 @@ drop = {which: float(each.loc["balanced", "value"] - each.loc["balanced, same do
 prose("\n".join([
     f"From Q1 to Q10 the accuracy changes by {', '.join(f'{change:+.2f} ({LABELS[which]})' for which, change in rise.items())}. With "
     f"windows of the same domains the balanced accuracy is lower by "
-    f"{', '.join(f'{number(change, 2)} ({LABELS[which]})' for which, change in drop.items())}. That much of the score is due to "
-    f"the kind of text alone.",
+    f"{', '.join(f'{number(change, 2)} ({LABELS[which]})' for which, change in drop.items())}. About that much of the score is "
+    f"due to the kind of text alone.",
     "", *lines]))
 
 # %% [markdown]

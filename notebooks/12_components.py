@@ -135,7 +135,7 @@ alone = {label: value(found, label, "NonlinearError") for label in [own_site, *n
 best = max(alone, key=lambda label: alone[label][0])
 everything = value(found, together, "NonlinearError") if neighbours else (None, None, None)
 display(prose(f"""
-Alone, *{best}* predicts NonlinearError best: {interval(*alone[best])}.
+{f'Alone, *{best}* predicts NonlinearError best: {interval(*alone[best])}.' if enough else ''}
 {f'All together reach {interval(*everything)}.' if neighbours else ''}
 {'' if enough else f'**{n_fit:,} tokens are few to fit {most:,} dimensions on**: every map also fits noise, the more the more '
  'dimensions it has, and its held-out score falls, even below zero. Scores of this run should not be compared with each other.'}
@@ -165,13 +165,15 @@ of_error, of_linear, of_rest = (value(found, own_site, target) for target in TAR
 taken = value(found, "x and neighbours", "NonlinearError") if neighbours else (None, None, None)
 told = [f"The own reconstruction predicts {interval(*of_rest)} of NonlinearError and {interval(*of_linear)} of LinearError, but "
         f"{interval(*of_error)} of their sum, SaeError. " + (
-            "What it says of one part it takes back with the other." if of_error[0] < 0.1 * of_rest[0] else
-            "So it knows something of the whole error.")]
+            "It knows less of the whole than of a part." if of_error[0] > 0.1 * of_rest[0] else
+            "What it says of one part it takes back with the other." if of_linear[0] > 0 else
+            "Of the whole error it knows nothing.")]
 if neighbours:
     left = float(result.table()["fvu_nonlinear"].iloc[0])
     weighted = value(found, "x and neighbours", "NonlinearError", "r2_vector_weighted")[0]
-    told.append(f"Next to $x$, the neighbours' reconstructions take away {interval(*taken)} of NonlinearError. That would "
-                f"change $\\mathrm{{FVU}}_\\mathrm{{nonlinear}}$ from {number(left)} to about {number(left * (1 - weighted))}.")
+    told.append(f"Next to $x$, the neighbours' reconstructions explain {interval(*taken)} of NonlinearError." + (
+        f" That would change $\\mathrm{{FVU}}_\\mathrm{{nonlinear}}$ from {number(left)} to about {number(left * (1 - weighted))}."
+        if weighted > 0 else " They take nothing away."))
 prose("\n\n".join(told))
 
 # %% [markdown]

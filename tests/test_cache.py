@@ -109,9 +109,10 @@ def test_keys_depend_on_content_not_on_order() -> None:
 def test_a_lock_keeps_another_process_waiting(tmp_path: Path) -> None:
     code = "from darkmatter import cache\nwith cache.lock('it'): print('in', flush=True)"
     with cache.lock("it"):
-        other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert other.stdout is not None
-        assert other.stdout.readline() == "Waiting for another process that is busy with it.\n"
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        other = subprocess.Popen([sys.executable, "-c", code], **both)
+        assert other.stderr is not None
+        assert other.stderr.readline() == "Waiting for another process that is busy with it.\n"
         time.sleep(0.3)
         assert other.poll() is None
     assert other.communicate(timeout=30)[0] == "in\n"

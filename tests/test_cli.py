@@ -90,9 +90,11 @@ def test_decompose_prints_a_table_and_writes_json(
 
 def test_book_passes_on_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(book, "build", lambda *words: asked.extend(words))
+    monkeypatch.setattr(book, "build", lambda *words, jobs: asked.extend([*words, jobs]))
     words = [
         "book",
+        "--jobs",
+        "3",
         "--preset",
         "smoke",
         "--only",
@@ -106,7 +108,7 @@ def test_book_passes_on_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> No
         "a",
     ]
     assert cli.main(words) == 0
-    assert asked == ["smoke", ["01_one", "02_two"], {"contexts": 30, "sae": "a"}]
+    assert asked == ["smoke", ["01_one", "02_two"], {"contexts": 30, "sae": "a"}, 3]
 
 
 @pytest.mark.parametrize(

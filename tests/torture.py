@@ -32,7 +32,7 @@ HOME = Path(__file__).resolve().parents[1]
 COMMANDS = {name: ("-m", "darkmatter", name) for name in ("book", "train", "survey")}
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "_build", "artifacts", "__pycache__", ".*_cache", "*.egg-info")
 TIMES = {"seconds", "seconds_cover_tokens", "started", "wall_seconds", "peak_memory_gib"}
-TIMED = {"10_downstream", "11_pursuit", "15_speed", "90_provenance"}  # notebooks whose tables show how long things took
+TIMED = {"10_downstream", "11_pursuit", "17_speed", "90_provenance"}  # notebooks whose tables show how long things took
 
 
 @dataclass

@@ -37,7 +37,7 @@ from IPython.display import display
 from darkmatter import convergence, figures, records, reference
 from darkmatter.figures import interval, number, prose
 
-run = records.start("17_training", preset, sae=sae)
+run = records.start("15_training", preset, sae=sae)
 p = run.preset
 
 # %% [markdown]

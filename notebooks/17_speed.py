@@ -48,7 +48,7 @@ import plotly.graph_objects as go
 from darkmatter import figures, records
 from darkmatter.figures import colour, number, prose
 
-run = records.start("15_speed", preset, bench=bench)
+run = records.start("17_speed", preset, bench=bench)
 folder = Path(bench).expanduser() if bench else records.HOME / "artifacts" / "bench"
 SIZES = {"default": "", "gemma": "full size"}  # other sizes are rehearsals
 ORDER = ["regression", "ladder", "survey", "survey-ladder", "survey-memory", "pursuit", "cross-entropy", "training", "book",
@@ -133,7 +133,7 @@ The figures were taken {when}.
 Of {len(reached) + len(missed)} figures with a target, **{len(reached)} reach it and {len(missed)} do not**.
 {'Not reached: ' + listed(missed) + '.' if len(missed) else ''}
 {'Not measured, because the row failed: ' + '; '.join(f"{label(row)} on {row['machine']} ({row['error'][:120]})" for row in failed) + '.' if failed else ''}
-""" if done else "No figure has been measured.")
+""" if done else "")
 
 # %% tags=["hide-input"]
 shown = board[board["target"].notna()].iloc[::-1].reset_index(drop=True)
@@ -202,7 +202,7 @@ for row in done:
         bounds.append((where, "the model below the site once, above it once a variant", f"{number(row['bound_seconds'], 2)} s", row["ours_seconds"],
                        f"{number(row['above_bound'], 2)} times the bound; at the bound the ratio would be {number(row['bound_ratio'], 2)}"))
 figures.table(pd.DataFrame(bounds, columns=["row", "the work that remains", "alone", "seconds in all", "so"]),
-              "What is left to gain. The parts were timed alone, in the same run.", "tab-bounds", digits=2) if bounds else prose("No bound has been measured.")
+              "What is left to gain. The parts were timed alone, in the same run.", "tab-bounds", digits=2) if bounds else None
 
 # %% tags=["hide-input"]
 agreement = pd.DataFrame([{"row": label(row), "machine": row["machine"], "both sides": text} for row in done for text in [
@@ -222,7 +222,7 @@ figures.table(agreement, "That both sides give the same answer was checked befor
 # %% tags=["hide-input"]
 sizes = pd.DataFrame([{"row": label(row), "machine": row["machine"], "side": side, "MiB": mib} for row in done for side, mib in row.get("memory_mib", {}).items()])
 figures.table(sizes, "Peak memory beside what was held before (weights, or the inputs that both sides share), each side in a process of its own.", "tab-peaks",
-              digits=0) if len(sizes) else prose("No memory has been measured.")
+              digits=0) if len(sizes) else None
 
 # %% tags=["hide-input"]
 growing = [row for row in done if "points" in row]
@@ -244,7 +244,7 @@ figures.finish(fig, "fig-cost", "Time of the survey against the number of contex
 # %% tags=["hide-input"]
 prose("\n".join(f"""- **{row['over']}** on {row['machine']}: {number(row['cost']['slope'], 2)} s for each more, plus {number(row['cost']['intercept'], 1)} s
   ($R^2$ of the line {number(row['cost']['r2'])}); cost grows as $n$ to the power {number(row['cost']['power'], 2)}. Memory at the largest is
-  {number(row['memory_growth'], 2)} times that at the smallest.""" for row in growing) if growing else "How cost grows has not been measured.")
+  {number(row['memory_growth'], 2)} times that at the smallest.""" for row in growing))
 
 # %% [markdown]
 # ## On a GPU, at the paper's sizes

@@ -22,7 +22,7 @@
 # command runs it on your SAE, your model's layer and your text:
 #
 # ```bash
-# papermill notebooks/16_your_own_sae.ipynb mine.ipynb \
+# papermill notebooks/18_your_own_sae.ipynb mine.ipynb \
 #     -p preset smollm2 -p sae path/to/my-sae -p corpus my-text.txt
 # ```
 #
@@ -58,7 +58,7 @@ from darkmatter import preset as presets
 from darkmatter.errors import DarkmatterError
 from darkmatter.figures import interval, number, prose
 
-run = records.start("16_your_own_sae", preset, sae=sae, site=site, corpus=corpus, width=width, k=k, steps=steps)
+run = records.start("18_your_own_sae", preset, sae=sae, site=site, corpus=corpus, width=width, k=k, steps=steps)
 p = run.preset
 if not 0 < k <= width or steps < 1:
     raise DarkmatterError(f"width, k and steps are {width}, {k} and {steps}, but k should lie between 1 and width, and steps "
@@ -69,8 +69,8 @@ folder = Path(tempfile.mkdtemp()) / "my-sae"
 # ## An SAE, trained in ten lines
 #
 # This is plain sae-lens code and knows nothing of this book. It reads activations of the model in random order, trains a
-# {term}`TopK` SAE on them, and saves a directory. The activations are those of the documents that the regressions will be
-# *fitted* on; the documents that *score* are never shown to it. (An SAE that is trained properly sees text of its own, and a
+# {term}`TopK` SAE on them, and saves a directory. The activations are those of the {term}`sources <source>` that the regressions will be
+# *fitted* on; those that *score* are never shown to it. (An SAE that is trained properly sees text of its own, and a
 # thousand times more of it. On a small text this one learns its documents by heart, and its error there says less about others.)
 
 # %%
@@ -115,7 +115,7 @@ rows = [(row["name"], row["value"], row["about"]) for row in report.metrics(resu
 opened = saes.load(reference, mine)
 figures.table(pd.DataFrame(rows, columns=["measure", "value [95% interval]", "what it says"]),
               f"The error of `{opened.name}` ({opened.width:,} latents) at `{mine.site}`. Fitted on {result['n_fit']:,} tokens, "
-              f"scored on {result['n_eval']:,} tokens of other documents.", "tab-own")
+              f"scored on {result['n_eval']:,} held-out tokens.", "tab-own")
 
 # %% tags=["hide-input"]
 linear = result["r2_vector_weighted"]
@@ -123,7 +123,7 @@ prose(f"""
 The SAE leaves {interval(fvu, low, high)} of the variance unexplained. Of that, a share of {interval(linear, *(ends['r2_vector_weighted'] or (None, None)))} is linear error: a linear map
 of $x$ finds it. The rest, {interval(rest, *(ends['fvu_nonlinear'] or (None, None)))} of the variance, is nonlinear error.
 {'FVU above 1 means that the SAE explains less than the mean does; see the list of causes below.' if fvu and fvu > 1 else
-'Most of what it misses is thus in reach of a linear map: directions that it has not learned, or shrinkage.' if linear and
+'Most of what it misses is thus in reach of a linear map, as directions that it has not learned or shrinkage would be.' if linear and
 linear > 0.5 else 'Most of what it misses is out of reach of a linear map.'}
 """)
 
@@ -131,7 +131,7 @@ linear > 0.5 else 'Most of what it misses is out of reach of a linear map.'}
 # ## Beside the ladder
 #
 # A number says more beside others. The preset has SAEs of its own at its own site. Yours stands among them if it was measured at
-# that site and on that text; then the same documents were fitted on and held out.
+# that site and on that text; then the same sources were fitted on and held out.
 
 # %%
 base = presets.load(preset)
