@@ -172,8 +172,9 @@ def _imported(code: str, package: Path) -> set[Path]:
 def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], before: Sequence[Done],
          home: Path, threads: int) -> Done:
     name, shelf = source.stem, home / "_build" / "records" / preset.name
-    others = shelf.parent if _mentions("every_preset", _code(source)) else None
-    key = run_key(source, preset, parameters, before, others)
+    with execution.PARSING:
+        others = shelf.parent if _mentions("every_preset", _code(source)) else None
+        key = run_key(source, preset, parameters, before, others)
     folder = home / "_build" / "runs" / preset.name / name / key
     marker, record = folder / "done.json", folder / "record.json"
     with cache.lock(f"the run {folder}"):  # a grid may be at the same one

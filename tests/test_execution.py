@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from darkmatter import book, execution, pairs
+from darkmatter import book, execution, pairs, preset
 from darkmatter.errors import DarkmatterError
 from tests.conftest import write_notebook
 
@@ -83,3 +83,17 @@ pathlib.Path(os.environ["DARKMATTER_RECORD"]).write_text('{{"notebook": "' + me 
     assert '"3\\n"' in executed
     for name in ("02_two", "03_three"):  # each wrote its own record
         assert f'"notebook": "{name}"' in (home / "_build" / "records" / "smoke" / f"{name}.json").read_text()
+
+
+def test_keys_are_made_while_others_are(home: Path) -> None:
+    """CPython's parser fails in threads ('AST constructor recursion depth mismatch') unless one waits for another."""
+    code = "\n".join(f"from darkmatter import survey, figures\nx{i} = [{i}, ({i}, {{'a': {i}}})]" for i in range(400))
+    sources = [write_notebook(home / "notebooks", f"{i:02d}_one", code) for i in range(8)]
+    chosen = preset.load("smoke")
+
+    def one(source: Path) -> str:
+        with execution.PARSING:
+            return book.run_key(source, chosen, {}, [])
+
+    found = execution.side_by_side([partial(one, source) for source in sources * 3], 6)
+    assert found[:8] == found[8:16] == found[16:]
