@@ -61,27 +61,31 @@ metrics = {"fvu": "FVU", "fvu_nonlinear": "FVU<sub>nonlinear</sub>", "r2_vector"
 
 # %% tags=["hide-input"]
 first = rows.iloc[0]
+listed = {name: label for name, label in metrics.items() if name != "norm_test_linear"}
 figures.table(
-    rows.assign(**{label: [interval(*row) for row in rows[[name, f"{name}_low", f"{name}_high"]].to_numpy()] for name, label in metrics.items()},
-                tokens=rows.fvu_n)[["choice", "tokens", *metrics.values()]],
+    rows.assign(**{label: [interval(*row) for row in rows[[name, f"{name}_low", f"{name}_high"]].to_numpy()] for name, label in listed.items()},
+                tokens=rows.fvu_n)[["choice", "tokens", *listed.values()]],
     f"The SAE `{p.default_sae.split(':')[-1]}` under other choices, with 95% intervals over held-out sources. "
     "tokens: how many the FVU was scored on (under `authors-code` it includes those that were fitted on).", "tab-sensitivity", digits={"tokens": 0})
 
 # %% tags=["hide-input"]
-drawn = ["fvu_nonlinear", "r2_vector", "r2_norm"]
+drawn = {"fvu_nonlinear": "FVU<sub>nonlinear</sub>", "r2_vector": "R², vector", "r2_norm": "R², squared norm"}
+far = rows.fvu > 1  # worse than the mean: its points would squeeze all others together
+plotted = rows[~far]
 fig = make_subplots(rows=1, cols=len(drawn), shared_yaxes=True, horizontal_spacing=0.05)
 for place, name in enumerate(drawn, start=1):
-    bars = {"type": "data", "symmetric": False, "array": rows[f"{name}_high"] - rows[name], "arrayminus": rows[name] - rows[f"{name}_low"],
+    bars = {"type": "data", "symmetric": False, "array": plotted[f"{name}_high"] - plotted[name], "arrayminus": plotted[name] - plotted[f"{name}_low"],
             "thickness": 1.5, "width": 0}
     fig.add_vrect(x0=first[f"{name}_low"], x1=first[f"{name}_high"], fillcolor=colour("grey", 0.18), line_width=0, row=1, col=place)
-    fig.add_trace(go.Scatter(x=rows[name], y=rows.choice, error_x=bars, mode="markers", marker={"size": 9, "color": colour("blue")},
+    fig.add_trace(go.Scatter(x=plotted[name], y=plotted.choice, error_x=bars, mode="markers", marker={"size": 9, "color": colour("blue")},
                              showlegend=False, hovertemplate="%{y}: %{x:.3f}"), row=1, col=place)
-    fig.update_xaxes(title_text=metrics[name], nticks=4, row=1, col=place)
+    fig.update_xaxes(title_text=drawn[name], nticks=4, row=1, col=place)
 fig.update_yaxes(autorange="reversed", type="category")
 figures.finish(fig, "fig-sensitivity", "Three results under other choices. Bars: 95% intervals over held-out sources; the grey band is the interval of the first row, "
-               "*as in the book*. A point far outside the band is a choice that matters more than the choice of the text.",
-               "; ".join(f"{row.choice}: {', '.join(f'{metrics[name]} {getattr(row, name):.3f}' for name in drawn)}" for row in rows.itertuples()),
-               height=140 + 30 * len(rows))
+               "*as in the book*. A point far outside the band is a choice that matters more than the choice of the text."
+               + (f" Not drawn, because FVU is above 1: {', '.join(rows[far].choice)}." if far.any() else ""),
+               "; ".join(f"{row.choice}: {', '.join(f'{metrics[name]} {getattr(row, name):.3f}' for name in drawn)}" for row in plotted.itertuples()),
+               height=140 + 30 * len(plotted))
 
 # %% [markdown]
 # ## Which of them matter
