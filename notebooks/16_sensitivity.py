@@ -76,9 +76,10 @@ fig = make_subplots(rows=1, cols=len(drawn), shared_yaxes=True, horizontal_spaci
 for place, name in enumerate(drawn, start=1):
     bars = {"type": "data", "symmetric": False, "array": plotted[f"{name}_high"] - plotted[name], "arrayminus": plotted[name] - plotted[f"{name}_low"],
             "thickness": 1.5, "width": 0}
-    fig.add_vrect(x0=first[f"{name}_low"], x1=first[f"{name}_high"], fillcolor=colour("grey", 0.18), line_width=0, row=1, col=place)
     fig.add_trace(go.Scatter(x=plotted[name], y=plotted.choice, error_x=bars, mode="markers", marker={"size": 9, "color": colour("blue")},
                              showlegend=False, hovertemplate="%{y}: %{x:.3f}"), row=1, col=place)
+    fig.add_vrect(x0=first[f"{name}_low"], x1=first[f"{name}_high"], fillcolor=colour("grey", 0.18), line_width=0, layer="below", row=1,
+                  col=place)  # after the trace: an empty panel takes no shape
     fig.update_xaxes(title_text=drawn[name], nticks=4, row=1, col=place)
 fig.update_yaxes(autorange="reversed", type="category")
 figures.finish(fig, "fig-sensitivity", "Three results under other choices. Bars: 95% intervals over held-out sources; the grey band is the interval of the first row, "
