@@ -146,7 +146,7 @@ display(prose(f"""
 #
 # There is a catch in the reference. From {eq}`eq-sum` and {eq}`eq-linear`,
 #
-# $$\mathrm{Sae}(x) = (1 - b^*)\,x - c^* - \mathrm{NonlinearError}(x).$$ (eq-circular)
+# $$\mathrm{Sae}(x) = x - b^* x - c^* - \mathrm{NonlinearError}(x).$$ (eq-circular)
 #
 # The SAE's own reconstruction *contains* NonlinearError, with its sign turned. So it must predict some of it, and next to $x$ it
 # predicts all of it: $x - \mathrm{Sae}(x)$ *is* the error. That is arithmetic and no knowledge. What it knows of the whole error,
