@@ -5,7 +5,6 @@ The bound is what the variants share once, and the rest once a variant, timed al
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,21 +37,6 @@ def full(loaded: model.LoadedModel, site: str, tokens: np.ndarray, kept: np.ndar
     return torch.stack(found).cpu()
 
 
-def _bound(loaded: model.LoadedModel, site: str, until: np.ndarray, first: int, ours: Callable[..., Any],
-           vectors: Tensor, device: str) -> float:
-    """Seconds if what all variants share ran once and the rest once a variant, each as fast as when timed alone.
-
-    Shared: the whole model on the positions before the first replaced one, and what lies below the site on the others.
-    """
-    before = until[:, :first]
-    whole, below, below_before, one = (
-        sorted(timing.seconds(work, device) for _ in range(3))[1] for work in (
-            lambda: model.losses(loaded, before), lambda: model.capture(loaded, until, [site]),
-            lambda: model.capture(loaded, before, [site]), lambda: ours(vectors[:1])))
-    shared = whole + below - below_before
-    return shared + len(vectors) * max(one - shared, 0)
-
-
 def run(device: str, source: str, positions: int, pairs: int, limit: float) -> dict[str, Any]:
     """One context of the preset ``source``, of which the first ``positions`` kept tokens are replaced."""
     preset = presets.load(source, device=device)
@@ -73,7 +57,8 @@ def run(device: str, source: str, positions: int, pairs: int, limit: float) -> d
     if not off < CLOSE[preset.dtype]:
         raise ValueError(f"The two sides differ by {off:.3g} nats in the mean loss.")
     times = timing.pairs(baseline, ours, device, pairs, limit)
-    bound = _bound(loaded, preset.site, tokens[None, :int(kept[-1]) + 1], int(kept[0]), ours, vectors, device)
+    bound = downstream.bound(loaded, preset.site, tokens, kept, vectors,
+                             lambda work: sorted(timing.seconds(work, device) for _ in range(3))[1])
     found = times.fields()
     return found | {"difference": off, "bound_seconds": bound, "above_bound": found["ours_seconds"] / bound,
                     "bound_ratio": found["baseline_seconds"] / bound}

@@ -9,6 +9,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ def main(words: list[str] | None = None) -> int:
     if rest and arguments.command != "lab":  # jupyter's own options
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
-    warnings.showwarning = _warn
     try:
-        arguments.do(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warn, warnings.showwarning)
+            arguments.do(arguments)
     except DarkmatterError as error:
         print(f"darkmatter: {error}", file=sys.stderr)
         return 2
@@ -47,10 +49,12 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _warn(others: Callable[..., None], message: Warning | str, category: type[Warning], file: str, *rest: Any) -> None:
     """This project's own warnings are for the reader of the terminal, without the line of code that gave them."""
-    if category is UserWarning:
+    if category is UserWarning and Path(file).is_relative_to(Path(__file__).parent):
         print(f"darkmatter: {message}", file=sys.stderr)
+    else:
+        others(message, category, file, *rest)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import cache, execution, model, pages, pairs, records
+from . import cache, execution, pages, pairs, records
 from . import preset as presets
 from .errors import DarkmatterError
 
@@ -70,6 +70,8 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
 
 def _jobs(preset: presets.Preset) -> int:
     """Notebooks at a time: two on a processor, where much of a notebook keeps one core busy; one on a GPU."""
+    from . import model  # imports torch
+
     return 2 if model.device_of(preset).type == "cpu" else 1
 
 
@@ -157,7 +159,9 @@ def modules_used(code: str, package: Path = PACKAGE) -> list[Path]:
 
 def _imported(code: str, package: Path) -> set[Path]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(code)):
+    with pairs.PARSING:
+        tree = ast.parse(code)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -172,9 +176,8 @@ def _imported(code: str, package: Path) -> set[Path]:
 def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], before: Sequence[Done],
          home: Path, threads: int) -> Done:
     name, shelf = source.stem, home / "_build" / "records" / preset.name
-    with execution.PARSING:
-        others = shelf.parent if _mentions("every_preset", _code(source)) else None
-        key = run_key(source, preset, parameters, before, others)
+    others = shelf.parent if _mentions("every_preset", _code(source)) else None
+    key = run_key(source, preset, parameters, before, others)
     folder = home / "_build" / "runs" / preset.name / name / key
     marker, record = folder / "done.json", folder / "record.json"
     with cache.lock(f"the run {folder}"):  # a grid may be at the same one

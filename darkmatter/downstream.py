@@ -105,6 +105,24 @@ def _spliced(bridge: Any, site: str, ids: Tensor, where: Tensor, vectors: Tensor
                    for part, token in zip(variant.split(ROWS), following, strict=True)]) for variant in logits]).cpu()
 
 
+def bound(loaded: model.LoadedModel, site: str, tokens: np.ndarray, kept: np.ndarray, vectors: Tensor,
+          seconds: Callable[[Callable[[], Any]], float]) -> float:
+    """Seconds of ``losses`` if what the variants share ran once, and the rest once a variant as fast as one alone.
+
+    Shared: the positions before the first kept one, and what lies below the site at the others. ``seconds`` times a
+    call.
+    """
+    first, until = int(kept[0]), tokens[None, :int(kept[-1]) + 1]
+    shared = seconds(lambda: model.capture(loaded, until, [site]))
+    if first:
+        ids = torch.as_tensor(tokens[:first], dtype=torch.long,
+                              device=next(loaded.bridge.original_model.parameters()).device)
+        shared += seconds(lambda: torch.inference_mode()(_before)(loaded.bridge, site, ids, 1))
+        shared -= seconds(lambda: model.capture(loaded, until[:, :first], [site]))
+    alone = seconds(lambda: losses(loaded, site, tokens, kept, vectors[:1]))
+    return shared + len(vectors) * max(alone - shared, 0)
+
+
 def _before(bridge: Any, site: str, ids: Tensor, variants: int) -> dict[str, Any]:
     """Options that let a forward pass go on after ``ids`` [position]: one context below the site, copies above."""
     if not len(ids):

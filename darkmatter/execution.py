@@ -20,7 +20,6 @@ from . import pairs
 from .errors import DarkmatterError
 
 Result = TypeVar("Result")
-PARSING = threading.Lock()  # held by whoever may parse Python: CPython's ast counts depth for all threads together
 
 
 def execute(source: Path, folder: Path, parameters: Mapping[str, Any], home: Path, shelf: Path,
@@ -31,9 +30,7 @@ def execute(source: Path, folder: Path, parameters: Mapping[str, Any], home: Pat
     Raises DarkmatterError when a cell fails; running.ipynb is the notebook as far as it got.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    given, running = folder / "input.ipynb", folder / "running.ipynb"
-    with PARSING:
-        notebook = pairs.read(source)
+    notebook, given, running = pairs.read(source), folder / "input.ipynb", folder / "running.ipynb"
     nbformat.write(notebook, given)
     inside = {"DARKMATTER_RECORD": str(folder / "record.json"), "DARKMATTER_RECORDS": str(shelf)}
     inside |= {"OMP_NUM_THREADS": str(threads)} if threads else {}

@@ -94,7 +94,7 @@ def load(preset: Preset) -> LoadedModel:
     from transformer_lens.model_bridge import TransformerBridge
 
     bridge = opened(preset, TransformerBridge.boot_transformers, device=str(device_of(preset)),
-                     dtype=getattr(torch, preset.dtype))
+                    dtype=getattr(torch, preset.dtype))
     bridge.eval()
     tokenizer = load_tokenizer(preset)
     _fuse_attention(bridge)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from jupytext.cli import jupytext as jupytext_command
 from . import cache
 from .errors import DarkmatterError
 
+PARSING = threading.Lock()  # held by whoever parses Python: CPython's ast counts depth for all threads together
 METADATA = {"jupytext": {"formats": "ipynb,py:percent"},
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
@@ -41,7 +43,8 @@ def bare(notebook: Any) -> Any:
 
 def read(source: Path) -> Any:
     """The notebook that a percent file stands for."""
-    return bare(jupytext.read(source))
+    with PARSING:
+        return bare(jupytext.read(source))
 
 
 def out_of_sync(folder: Path) -> list[str]:
@@ -92,15 +95,15 @@ def lab(home: Path, options: list[str]) -> NoReturn:
     os.execve(sys.executable, command, os.environ | {"JUPYTER_PATH": str(kernels(home))})
 
 
-def kernels(home: Path, name: str = "python3", inside: Mapping[str, str] | None = None) -> Path:
-    """A Jupyter data directory whose kernel ``name`` is this very Python, whatever else is installed.
+def kernels(home: Path) -> Path:
+    """A Jupyter data directory whose kernel 'python3' is this very Python, whatever else is installed."""
+    return _kernels(home / "_build" / "jupyter", "python3", {})
 
-    ``inside``: further environment variables of that kernel.
-    """
-    folder = home / "_build" / "jupyter"
+
+def _kernels(folder: Path, name: str, inside: Mapping[str, str]) -> Path:
     words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
     spec = {"argv": words, "display_name": "Python 3", "language": "python", "metadata": {"debugger": True},
-            "env": dict(inside or {})}
+            "env": dict(inside)}
     with cache.atomic(folder / "kernels" / name / "kernel.json") as temporary:
         temporary.write_text(json.dumps(spec))
     return folder
@@ -108,9 +111,12 @@ def kernels(home: Path, name: str = "python3", inside: Mapping[str, str] | None 
 
 @contextmanager
 def kernel(home: Path, inside: Mapping[str, str]) -> Iterator[str]:
-    """The name of a kernel of its own with these environment variables, as long as the body works."""
+    """The name of a kernel of its own with these environment variables, as long as the body works.
+
+    It lies apart from those that JupyterLab offers.
+    """
     name = f"run-{uuid.uuid4().hex[:12]}"
-    folder = kernels(home, name, inside)
+    folder = _kernels(home / "_build" / "jupyter-runs", name, inside)
     os.environ["JUPYTER_PATH"] = str(folder)
     try:
         yield name

@@ -48,9 +48,10 @@ def measure(preset: Preset, names: tuple[str, ...] = ()) -> pd.DataFrame:
     rows = []
     for name in names or every:
         changed = dataclasses.replace(preset, **every[name], saes=(ref,), default_sae="", elsewhere={}, on_error={})
-        for protocol in PROTOCOLS if name == next(iter(every)) else (STRICT.name,):
-            found = survey.run(changed, protocols=(protocol,)).rows
-            rows.append({"variant": name, "protocol": protocol, **convergence.metrics(found, METRICS)})
+        protocols = tuple(PROTOCOLS) if not every[name] else (STRICT.name,)
+        found = survey.run(changed, protocols=protocols).rows
+        rows += [{"variant": name, "protocol": protocol,
+                  **convergence.metrics(found.loc[found.protocol == protocol], METRICS)} for protocol in protocols]
     return pd.DataFrame(rows)
 
 

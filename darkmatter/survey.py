@@ -145,7 +145,7 @@ class _Measured:
 
 
 def measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protocol: Protocol,
-             sweep: Callable[..., Sweep] | None = None) -> dict[str, _Measured]:
+            sweep: Callable[..., Sweep] | None = None) -> dict[str, _Measured]:
     """All metrics of all SAEs under one protocol, from one or three sweeps (the authors score rows they fitted on).
 
     ``sweep`` makes a sweep that does its passes elsewhere.

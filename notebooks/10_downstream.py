@@ -150,12 +150,8 @@ def seconds(what: Callable[[], object]) -> float:
     return min(taken)
 
 
-start, until = int(kept[0]), tokens[None, :kept[-1] + 1]
-full = seconds(lambda: model.losses(loaded, until))
-shared = seconds(lambda: model.capture(loaded, until, [p.site]))
-if start:
-    shared += seconds(lambda: model.losses(loaded, until[:, :start])) - seconds(lambda: model.capture(loaded, until[:, :start], [p.site]))
-alone = seconds(lambda: downstream.losses(loaded, p.site, tokens, kept, stack[:1]))
+full = seconds(lambda: model.losses(loaded, tokens[None, :kept[-1] + 1]))
+floor = downstream.bound(loaded, p.site, tokens, kept, stack, seconds)
 begun = time.perf_counter()
 together_losses = downstream.losses(loaded, p.site, tokens, kept, stack)
 together = time.perf_counter() - begun
@@ -164,7 +160,6 @@ put_back = float(together_losses[list(of_all(first)).index("x")].mean()) - float
 assert abs(put_back) < 0.02, "putting x back should leave the loss as it was"
 
 # %% tags=["hide-input"]
-floor = shared + len(stack) * max(alone - shared, 0)
 prose(f"""
 {len(stack)} versions of {len(kept)} kept tokens: {together:.1f} s together, where a full forward pass for each would take
 {len(stack) * full:.1f} s ({len(stack) * full / together:.1f} times as long). The bound is what they share once and the rest for
@@ -407,7 +402,7 @@ for each, value_of in gap.items():
 for row in controls[controls["added"] != "the part itself"].itertuples():
     run.add(f"share of loss gap, {row.part} ({row.added}), %", row.value, row.low, row.high, int(n["common"]), "tokens", name)
 run.add("loss that Sae(x) adds / loss that a random error of its length adds", *fold, int(n["common"]), "tokens", name)
-run.add_timing("forward passes saved: full passes / shared pass", len(stack) * alone / together, n=1, unit="context")
+run.add_timing("forward passes saved: full passes / shared pass", len(stack) * full / together, n=1, unit="context")
 run.add_timing("floor / shared pass", floor / together, n=1, unit="context")
 record = run.finish()
 
