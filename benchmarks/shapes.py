@@ -94,7 +94,7 @@ SHAPES: dict[str, dict[str, dict[str, Case]]] = {
         "cross-entropy": {"823 tokens": {"source": "smollm2", "positions": 823, "pairs": 5, "limit": 200}},
         "training": {f"width {width:,}": {"rows": 262_144, "d": 576, "width": width, "k": 32, "batch": 4096,
                                           "steps": steps, "limit": 900}
-                     for width, steps in ((4096, 200), (16_384, 100))},
+                     for width, steps in ((4096, 120), (16_384, 40))},
         "book": {"": {"preset": "smollm2", "seconds": 1200}},
         "cost-contexts": {"width 4,096": {"over": "contexts", "at": [75, 150, 300, 600], "source": "smollm2",
                                           "saes_": ["artifact:smollm2-l15-w4096-k32"]}},

@@ -18,7 +18,7 @@ from .saes import LoadedSAE
 from .topk import weighted_sums
 
 ROWS = 4096  # tokens encoded at once, at most
-DENSE = {"cpu": 2**23, "cuda": 2**27}  # dense latents in memory at once, at most: small blocks would leave a GPU idle
+DENSE = {"cpu": 2**22, "cuda": 2**27}  # dense latents in memory at once, at most: small blocks would leave a GPU idle
 
 
 @dataclass(frozen=True)

@@ -147,8 +147,8 @@ def part(moments: Moments, columns: Tensor) -> Moments:
     """The moments of some of the dimensions of x with every target."""
     smaller = Moments(moments.products)
     for name, each in moments.columns.items():
-        shift, total, cross = each.shift, each.total, each.cross[columns]
+        shift, total, cross = each.shift, each.total, each.cross
         if not name:  # x itself
-            shift, total, cross = shift[columns], total[columns], cross[:, columns]
-        smaller.columns[name] = Columns(shift, total, cross, each.n)
+            shift, total, cross = shift[columns], total[columns], regression.mirrored(cross)[:, columns]
+        smaller.columns[name] = Columns(shift, total, cross[columns], each.n)
     return smaller

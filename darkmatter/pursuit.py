@@ -24,11 +24,10 @@ from .preset import Preset
 from .regression import Moments, Sums, clusters, fvu, fvu_nonlinear, require_rows, resample, solve
 from .saes import LoadedSAE
 from .scaling import Draws
-from .topk import products, sampled_dot, weighted_rows
+from .topk import HALF_ULP, largest, products, sampled_dot, weighted_rows
 
 NOMINATED = 16  # atoms compared in float32, of each token
 ROWS = 512  # tokens in memory at once: their scores stay in the processor's cache
-HALF_ULP = 2.0**-8  # relative rounding of bfloat16
 ZERO = 1e-6  # of the largest inner product there could be: what counts as none
 Rule = Literal["gradient", "orthogonal"]
 
@@ -64,7 +63,7 @@ class Dictionary:
         low = residual.bfloat16()
         with products(allow_bf16_reduced_precision_reduction=False):  # rounded partial sums would break the bound
             score = low @ self.low.T
-        top, atom = (score if signed else score.abs_()).topk(min(NOMINATED, len(self.rows)))
+        top, atom = largest(score if signed else score.abs_(), min(NOMINATED, len(self.rows)))
         top = top.float()
         off = (residual - low.float()).norm(dim=1) * self.norm + low.float().norm(dim=1) * self.rounding
         least = top[:, 0] - 2.02 * off - 3 * HALF_ULP * top[:, 0].abs()  # Cauchy and Schwarz, and two rounded scores

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,9 @@ from .errors import DarkmatterError
 
 FIT_SHARE = 0.61  # the paper fits on 150k of 247k tokens
 MIN_SOURCES, BLOCKS = 20, 40  # with fewer source documents, blocks of contexts take their place
-ROWS = 4096  # multiplied at once: longer float32 products lose digits
+ROWS = 4096  # summed in float32: longer sums lose digits
+CHUNK = 1024  # rows shifted and multiplied at once: they stay in the processor's cache
+STRIPS = 6  # of a symmetric product, of which only what lies below the diagonal is computed
 TOLERANCE = {"float32": 3e-6, "float64": 1e-12}  # of the rank: least pivot of a Gram matrix of unit diagonal
 WIDE = torch.float64
 
@@ -51,6 +54,14 @@ def _exact(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+def _column_sums(rows: Tensor, power: int = 1) -> Tensor:
+    """Σ of rows [n, ...], or of their squares, float64, a few at a time: they stay in the processor's cache."""
+    total = torch.zeros(rows.shape[1:], dtype=WIDE, device=rows.device)
+    for some in rows.split(CHUNK // 2):
+        total += (some if power == 1 else some.square()).sum(0, dtype=WIDE)
+    return total
+
+
 def squared_norm(v: Tensor) -> Tensor:
     """‖v‖² of each row of v [n, d], float64 [n]: the target of the norm regressions (section 4)."""
     return torch.linalg.vector_norm(v.to(_home(v)), dim=1, dtype=WIDE).square()
@@ -58,7 +69,10 @@ def squared_norm(v: Tensor) -> Tensor:
 
 @dataclass
 class Columns:
-    """Float64 sums over n rows of y [n, k] less `shift` [k]: total = Σy [k], cross = Xᵀy [d, k]."""
+    """Float64 sums over n rows of y [n, k] less `shift` [k]: total = Σy [k], cross = Xᵀy [d, k].
+
+    Of x with itself only the lower half of cross counts, but for what `Moments.centred` returns.
+    """
 
     shift: Tensor
     total: Tensor
@@ -103,7 +117,7 @@ class Moments:
     def _add(self, name: str, x: Tensor, y: Tensor) -> None:
         if len(x) != len(y):
             raise DarkmatterError(f"{name} has {len(y)} rows and x {len(x)}: give both for the same tokens.")
-        total = y.to(_home(y)).sum(0, dtype=WIDE).to(_home(x))
+        total = _column_sums(y.to(_home(y))).to(_home(x))
         _check_finite(total, name or "x")
         if name not in self.columns:  # rounded, so that shifting float32 rows rounds only once
             shift = (total / len(y)).float().to(WIDE)
@@ -111,9 +125,12 @@ class Moments:
             self.columns[name] = Columns(shift, torch.zeros_like(shift), zeros)
         to, shift_x = self.columns[name], self.columns[""].shift
         wide = self.products == "float64" or (name != "" and y.dtype == WIDE)
-        for a, b in zip(x.split(ROWS), y.split(ROWS), strict=True):
-            u, v = _shifted(a, shift_x, wide), _shifted(b, to.shift, wide)
-            to.cross += (u.T @ v).to(_home(x))
+        for rows, targets in zip(x.split(ROWS), y.split(ROWS), strict=True):
+            product = _shifted(rows[:0], shift_x, wide).new_zeros(x.shape[1], y.shape[1])
+            for a, b in zip(rows.split(CHUNK), targets.split(CHUNK), strict=True):
+                u = _shifted(a, shift_x, wide)
+                _add_product(product, u, None if name == "" else _shifted(b, to.shift, wide))
+            to.cross += product.to(_home(x))
         to.total += total - len(y) * to.shift
         to.n += len(y)
 
@@ -139,7 +156,22 @@ class Moments:
         if y.n != x.n:
             raise DarkmatterError(f"Target {name} saw {y.n} of {x.n} rows: give it with every batch.")
         _check_finite(y.cross, f"The products of {name or 'x'}")
-        return y.moved(-x.total / x.n, -y.total / x.n, x.total)
+        moved = y.moved(-x.total / x.n, -y.total / x.n, x.total)
+        return moved if name else replace(moved, cross=mirrored(moved.cross))
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """The symmetric matrix [d, d] of which only the lower half is known."""
+    return lower.tril() + lower.tril(-1).T
+
+
+def _add_product(total: Tensor, u: Tensor, v: Tensor | None) -> None:
+    """total += uᵀv; for v left out, uᵀu below the diagonal and on it, where the rest of total stays undefined."""
+    if v is not None:
+        total.addmm_(u.T, v)
+        return
+    for begin, end in pairwise(torch.linspace(0, u.shape[1], STRIPS + 1).long().tolist()):
+        total[begin:, begin:end].addmm_(u[:, begin:].T, u[:, begin:end])
 
 
 def _shifted(values: Tensor, shift: Tensor, wide: bool) -> Tensor:
@@ -250,26 +282,26 @@ class Sums(dict[str, Tensor]):
 
     def add_x(self, ids: Tensor, x: Tensor) -> None:
         """Add rows x [n, d] of the groups `ids` [n] (integers; fastest where equal ones adjoin)."""
-        self._add(ids, {"x": x, "xx": squared_norm(x)})
+        self._add(ids, {"x": (x, 1), "xx": (squared_norm(x), 1)})
 
     def add_error(self, ids: Tensor, e: Tensor, r: Tensor) -> None:
         """Add targets e (SaeError, or squared norms) and their residuals r, [n, k] or [n]."""
         e, r = (v.to(torch.promote_types(v.dtype, torch.float32)).reshape(len(v), -1) for v in (e, r))
-        self._add(ids, {"e": e, "ee": e.square(), "rr": r.square()})
+        self._add(ids, {"e": (e, 1), "ee": (e, 2), "rr": (r, 2)})
 
     @torch.no_grad()
-    def _add(self, ids: Tensor, columns: dict[str, Tensor]) -> None:
-        columns["n"] = torch.ones(len(ids))
+    def _add(self, ids: Tensor, columns: dict[str, tuple[Tensor, int]]) -> None:
+        """Add up powers, 1 or 2, of rows by group."""
+        columns["n"] = torch.ones(len(ids)), 1
         if self.keys() - columns.keys():
             raise DarkmatterError("Give x and each target Sums of their own, and join them with |.")
         groups, counts = torch.unique_consecutive(ids.cpu(), return_counts=True)
-        for name, rows in columns.items():
-            parts = [part.sum(0, dtype=WIDE) for part in rows.to(_home(rows)).split(counts.tolist())]
+        for name, (rows, power) in columns.items():
             if name not in self:
                 self[name] = torch.zeros(len(self["n"]), *rows.shape[1:], dtype=WIDE, device=_home(rows))
-            for group, part in zip(groups.tolist(), parts, strict=True):
-                _check_finite(part, f"{name} of the scored rows")
-                self[name][group] += part
+            for group, part in zip(groups.tolist(), rows.to(_home(rows)).split(counts.tolist()), strict=True):
+                self[name][group] += _column_sums(part, power)
+            _check_finite(self[name], f"{name} of the scored rows")
 
 
 def _spread(s: Mapping[str, Tensor], key: str) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from . import cache, training
 from .errors import DarkmatterError
 from .preset import Preset
-from .topk import weighted_rows
+from .topk import Products, weighted_rows
 
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 
@@ -51,11 +51,21 @@ class LoadedSAE:
         """The L0 that a TopK SAE is built for; None for others."""
         return getattr(self.sae.cfg, "k", None)
 
+    @property
+    def _products(self) -> Products:
+        """Of the encoder's rows, made anew when the SAE moves to another device."""
+        kept = self.__dict__.get("_made")
+        if kept is None or kept.rows.device != self.sae.W_enc.device:
+            kept = self.__dict__["_made"] = Products(self.sae.W_enc.data.T, self.sae.b_enc.data)
+        return kept
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and their activations, index and value [n, ·], of x [n, d_in] float32; a value of 0 is inactive."""
         if _plain_topk(self.sae):
-            return top(self.sae, x)
+            centred = x - self.sae.b_dec if self.sae.cfg.apply_b_dec_to_input else x
+            index, value = self._products.largest(centred, self.sae.cfg.k)
+            return index, value.relu()
         latents = self.sae.encode(x)
         most = int((latents != 0).sum(1).max())
         index = latents.abs().topk(most, dim=1).indices
@@ -72,14 +82,6 @@ class LoadedSAE:
         fired = torch.zeros(self.width, dtype=torch.bool, device=x.device)
         fired[index[value > 0]] = True
         return weighted_rows(index, self.sae.W_dec, value) + self.sae.b_dec, (value > 0).sum(1), fired
-
-
-@torch.no_grad()
-def top(sae: TopKSAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Chosen latents and their values, index and value [n, k], of a plain TopK SAE for x [n, d_in]."""
-    before = torch.addmm(sae.b_enc, x - sae.b_dec if sae.cfg.apply_b_dec_to_input else x, sae.W_enc)
-    value, index = before.topk(sae.cfg.k, dim=-1, sorted=False)
-    return index, value.relu()
 
 
 def _plain_topk(sae: Any) -> bool:
@@ -100,6 +102,8 @@ def load(ref: str, preset: Preset) -> LoadedSAE:
     if sae.cfg.normalize_activations == "expected_average_only_in":
         warnings.warn(f"The SAE '{ref}' was trained on activations scaled to a mean norm of √d, and the scale is not "
                       "part of its weights; save it with sae-lens's save_inference_model.", stacklevel=2)
+    if hasattr(sae, "W_enc"):
+        sae.W_enc.data = sae.W_enc.data.T.contiguous().T  # a latent's weights lie together in memory
     if type(sae) is TopKSAE and sae.cfg.rescale_acts_by_decoder_norm:
         sae.fold_W_dec_norm()  # the same function, in the form that ``top`` reads
         sae.cfg.rescale_acts_by_decoder_norm = False
@@ -172,6 +176,8 @@ def export(preset: Preset, out: Path) -> list[Path]:
     for ref in preset.saes:
         opened = load(ref, preset)
         paths.append(out / opened.name)
+        if hasattr(opened.sae, "W_enc"):
+            opened.sae.W_enc.data = opened.sae.W_enc.data.contiguous()  # safetensors takes no other order
         with cache.atomic(paths[-1]) as temporary:
             opened.sae.save_model(temporary)
             (temporary / "record.json").write_text(json.dumps(opened.record, indent=1))

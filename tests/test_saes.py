@@ -144,7 +144,7 @@ def test_chosen_latents_below_zero_count_as_off() -> None:
 
 def test_codes_are_the_chosen_latents_and_their_values() -> None:
     sae = tiny.topk(WIDTH, K)
-    index, value = saes.top(sae, x())
+    index, value = tiny.loaded("toy", sae).encode(x())
     dense = torch.zeros(200, WIDTH).scatter(1, index, value)
     torch.testing.assert_close(dense, sae.encode(x()).detach())
 
