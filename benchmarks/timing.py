@@ -66,7 +66,7 @@ def seconds(work: Callable[[], object], device: str = "cpu") -> float:
 
 
 def pairs(baseline: Callable[[], object], ours: Callable[[], object], device: str = "cpu", most: int = 5,
-          limit: float = 600) -> Times:
+          limit: float = 600, ours_first: bool = False) -> Times:
     """Time both sides ``most`` times, but begin no pair that would end later than ``limit`` seconds from now."""
     times, begun = Times([], []), time.perf_counter()
     while len(times.ours) < most:
@@ -74,7 +74,7 @@ def pairs(baseline: Callable[[], object], ours: Callable[[], object], device: st
         if times.ours and time.perf_counter() - begun + one > limit:
             break
         sides = [(baseline, times.baseline), (ours, times.ours)]
-        for work, into in sides if len(times.ours) % 2 == 0 else sides[::-1]:
+        for work, into in sides if len(times.ours) % 2 == ours_first else sides[::-1]:
             into.append(seconds(work, device))
     return times
 
