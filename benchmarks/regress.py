@@ -88,7 +88,15 @@ def _one(device: str, rows: int, d: int, pairs: int, limit: float) -> dict[str, 
         return streamed(iter(x[:fit].split(BLOCK)), iter(x[fit:].split(BLOCK)), 1, errors, fit)
 
     off = _apart(baseline(), ours())
-    return timing.pairs(baseline, ours, device, pairs, limit).fields() | {"difference": off}
+    times = timing.pairs(baseline, ours, device, pairs, limit).fields()
+    return times | {"difference": off, "products_seconds": _products(x, fit, device)}
+
+
+def _products(x: Tensor, fit: int, device: str) -> float:
+    """Seconds of the products alone: half of XᵀX, XᵀY, and the predictions of the rows held out."""
+    square = x[:fit].T @ x[:fit]
+    return (1.5 * timing.seconds(lambda: torch.mm(x[:fit].T, x[:fit], out=square), device)
+            + timing.seconds(lambda: x[fit:] @ square, device))
 
 
 def _peak_here(side: str, device: str, rows: int, d: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import math
 import sys
 import warnings
@@ -263,7 +262,10 @@ def table(result: dict[str, Any]) -> str:
     rows = [(text, result[name], ends.get(name)) for name, text in names.items()]
     rows += [(f"norm test of {name}", result["norm_test"][name], tests.get(name)) for name in VECTORS]
     lines = [f"{text:<32}{_number(value):>10}   {_interval(interval)}" for text, value, interval in rows]
-    notes = [f"{name}: {note}" for name, note in result.get("notes", {}).items()]
+    said: dict[str, list[str]] = {}
+    for name, note in result.get("notes", {}).items():
+        said.setdefault(note, []).append(name)
+    notes = [f"{', '.join(names)}: {note}" for note, names in said.items()]
     return "\n".join([f"{'':<32}{'value':>10}   95% interval", *lines,
                       f"fitted on {result['n_fit']:,} tokens, scored on {result['n_eval']:,}", *notes])
 
@@ -279,8 +281,7 @@ def _interval(ends: list[float] | None) -> str:
 def _write(path: Path, value: Any) -> None:
     from . import records
 
-    with cache.atomic(path) as temporary:
-        temporary.write_text(json.dumps(records.plain(value), indent=1, allow_nan=False))
+    cache.write_json(path, records.plain(value), indent=1)
 
 
 if __name__ == "__main__":

@@ -91,10 +91,10 @@ def work(cell: Cell) -> int:
         except (DarkmatterError, OSError) as error:
             print(error, file=sys.stderr, flush=True)
             again = not isinstance(error, Changed) and not _began(cell.folder / "running.ipynb")
-            book.write_json(cell.folder / "failed.json", {"why": str(error), "again": again,
+            cache.write_json(cell.folder / "failed.json", {"why": str(error), "again": again,
                                                           "seconds": round(time.monotonic() - begun, 1)})
             return 2
-        book.write_json(cell.folder / "done.json", {"notebook": cell.notebook, "preset": cell.preset,
+        cache.write_json(cell.folder / "done.json", {"notebook": cell.notebook, "preset": cell.preset,
                                                     "seconds": round(time.monotonic() - begun, 1)})
     return 0
 

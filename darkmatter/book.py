@@ -62,7 +62,7 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
             page = None if only else pages.build(executed, home)
         _summary(runs, time.monotonic() - ran, time.monotonic() - begun, page)
         if page:
-            write_json(home / "_build" / f"built-{chosen.name}.json", {
+            cache.write_json(home / "_build" / f"built-{chosen.name}.json", {
                 "seconds": round(time.monotonic() - begun, 1), "kept": [run.notebook for run in runs if run.kept],
                 "notebooks": {run.notebook: run.seconds for run in runs}})
     return page
@@ -188,16 +188,11 @@ def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], be
             begun = time.monotonic()
             execution.execute(source, folder, parameters, home, shelf, threads)
             seconds = round(time.monotonic() - begun, 1)
-            write_json(marker, {"notebook": name, "preset": preset.name, "seconds": seconds})
+            cache.write_json(marker, {"notebook": name, "preset": preset.name, "seconds": seconds})
     print(f"{name}: {'finished earlier, kept' if kept else f'finished in {seconds:.0f} s'}", flush=True)
     if record.exists():  # where records.load_all looks; with the time of the whole notebook, imports included
-        write_json(shelf / f"{name}.json", json.loads(record.read_text()) | {"wall_seconds": seconds})
+        cache.write_json(shelf / f"{name}.json", json.loads(record.read_text()) | {"wall_seconds": seconds})
     return Done(name, folder, seconds, kept)
-
-
-def write_json(path: Path, value: Any) -> None:
-    with cache.atomic(path) as temporary:
-        temporary.write_text(json.dumps(value))
 
 
 # What the reader of the terminal sees

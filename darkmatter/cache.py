@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -101,6 +102,12 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a value as a JSON file, which is there whole or not at all. Raises ValueError for NaN or infinity."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -43,8 +43,7 @@ def measure(preset: Preset, grid: Sequence[tuple[int, int]] | None = None) -> pd
 def collect(preset: Preset) -> Path:
     """Write ``measure`` of the preset's whole grid to artifacts/convergence.json."""
     rows = measure(preset).to_dict("records")
-    with cache.atomic(RECORDS) as temporary:
-        temporary.write_text(json.dumps({"preset": preset.name, "rows": rows}, indent=1) + "\n")
+    cache.write_json(RECORDS, {"preset": preset.name, "rows": rows}, indent=1)
     return RECORDS
 
 

@@ -325,7 +325,7 @@ def _from_pile(preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[
 # ---- a text of the reader's own -----------------------------------------------------------------------------------
 
 def _from_file(preset: Preset, tokenizer: Any, contexts: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Consecutive contexts of a .txt file (one document), or of each line's document in .jsonl and .jsonl.zst."""
+    """Consecutive contexts of a text file (one document), or of each line's document in .jsonl and .jsonl.zst."""
     path, found = Path(preset.corpus).expanduser(), 0
     for name, text in _documents(path):
         windows = _windows(text, tokenizer, preset)[:contexts - found]
@@ -346,7 +346,7 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
     text = _decoded(path)
     if not text.strip():
         raise DarkmatterError(f"{path} is empty; give a file with text in it.")
-    if path.suffix == ".txt":
+    if not path.name.removesuffix(".zst").endswith((".jsonl", ".json")):
         yield "document", text
         return
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines, which also cuts inside JSON strings
@@ -370,8 +370,8 @@ def _decoded(path: Path) -> str:
         raw = path.read_bytes()
         return (_unpacked(raw, path) if path.name.endswith(".zst") else raw).decode("utf-8")
     except FileNotFoundError:
-        raise DarkmatterError(f"There is no text file {path}; give 'mix', 'pile' or the path of a .txt, .jsonl or "
-                              ".jsonl.zst file.") from None
+        raise DarkmatterError(f"There is no text file {path}; give 'mix', 'pile' or the path of a text file, or of a "
+                              ".jsonl or .jsonl.zst file with a document a line.") from None
     except UnicodeDecodeError as error:
         raise DarkmatterError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8 first.") from None
 

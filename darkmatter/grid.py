@@ -171,9 +171,9 @@ def _report(cells: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> Pat
         record = cell.folder / "record.json"
         if row["status"] in ("finished", "kept") and record.exists():
             kept = json.loads(record.read_text()) | {"wall_seconds": row["seconds"]}
-            book.write_json(shelf / f"{cell.preset}-{cell.notebook}-{cell.key}.json", kept)
+            cache.write_json(shelf / f"{cell.preset}-{cell.notebook}-{cell.key}.json", kept)
     table = folder / "runs.json"
-    book.write_json(table, rows)
+    cache.write_json(table, rows)
     print("\n".join(["", *_lines(rows)]), flush=True)
     if unfinished := [row for row in rows if row["status"] not in ("finished", "kept")]:
         raise DarkmatterError(f"{len(unfinished)} of {len(rows)} runs are not finished; the same command runs only "

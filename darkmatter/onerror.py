@@ -82,8 +82,7 @@ def load(preset: Preset, which: str) -> LoadedSAE:
 def collect(preset: Preset) -> Path:
     """Write the records of all runs, every target, seed and length, to artifacts/on-error.json; trains what lacks."""
     folders = run(preset, SEEDS, longer=True).values()
-    with cache.atomic(RECORDS) as temporary:
-        temporary.write_text(json.dumps([_brief(folder) for folder in folders], indent=1) + "\n")
+    cache.write_json(RECORDS, [_brief(folder) for folder in folders], indent=1)
     return RECORDS
 
 

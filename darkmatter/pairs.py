@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -104,8 +103,7 @@ def _kernels(folder: Path, name: str, inside: Mapping[str, str]) -> Path:
     words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
     spec = {"argv": words, "display_name": "Python 3", "language": "python", "metadata": {"debugger": True},
             "env": dict(inside)}
-    with cache.atomic(folder / "kernels" / name / "kernel.json") as temporary:
-        temporary.write_text(json.dumps(spec))
+    cache.write_json(folder / "kernels" / name / "kernel.json", spec)
     return folder
 
 

@@ -78,8 +78,7 @@ def _progress(folder: Path) -> _Progress:
 
 
 def _mark(folder: Path, read: int, found: list[int]) -> None:
-    with cache.atomic(folder / "progress.json") as temporary:
-        temporary.write_text(json.dumps({"read": read, "found": found}))
+    cache.write_json(folder / "progress.json", {"read": read, "found": found})
 
 
 def _documents(skip: int) -> Iterator[str]:

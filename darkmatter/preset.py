@@ -102,7 +102,7 @@ class Preset:
     prepend_bos: bool = False
     """Whether each context begins with the tokenizer's beginning-of-text token."""
     corpus: Text = "mix"
-    """'mix' (built in, offline), 'pile', or the path of a .txt, .jsonl or .jsonl.zst file."""
+    """'mix' (built in, offline), 'pile', or the path of a text file, or of a .jsonl or .jsonl.zst file."""
     contexts: Annotated[int, Field(ge=2)] = 300
     """Number of contexts of the evaluation text."""
     context_length: Annotated[int, Field(ge=18)] = 1024

@@ -58,8 +58,7 @@ def measure(preset: Preset, names: tuple[str, ...] = ()) -> pd.DataFrame:
 def collect(preset: Preset) -> Path:
     """Write ``measure`` of the preset to artifacts/sensitivity.json."""
     found = {"preset": preset.name, "sae": preset.default_sae, "rows": measure(preset).to_dict("records")}
-    with cache.atomic(RECORDS) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    cache.write_json(RECORDS, found, indent=1)
     return RECORDS
 
 

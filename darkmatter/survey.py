@@ -299,7 +299,7 @@ class Sweep:
         """FVU, FVU_nonlinear or an R² of the error vector."""
         key = f"{each.name} vector"
         if key not in self._cached:
-            self._cached[key] = self._totals(self.of_x, self.of_error[each.name])
+            self._cached = {key: self._totals(self.of_x, self.of_error[each.name])}  # of one SAE at a time
         return score(self._cached[key], metric)
 
     def norm_score(self, each: LoadedSAE, vector: str) -> Score:

@@ -34,7 +34,7 @@
 # %% tags=["parameters"]
 preset: str = "smoke"  # a preset's name, or the path of a YAML file
 sae: str = ""  # other SAEs than the preset's, with commas between: release:sae_id, directory, artifact:NAME or train:WIDTHxL0
-every: int = -1  # the tests of a vector on itself use one token in this many; -1 leaves about 40,000
+every: int = -1  # the tests of a vector on itself use one token in this many; -1 leaves about 80,000
 most_active: int = 1000  # latents in the comparison with the probe: those active most often
 
 # %% tags=["hide-input"]
@@ -274,21 +274,32 @@ itself.
 # fitted anew.
 
 # %%
-step = every if every > 0 else max(1, len(held) // 40_000)
+step = every if every > 0 else max(1, len(held) // 80_000)
 thin = rows.thin(step)
 x = acts.x[::step].float()
 
 
-def vectors(ref: str) -> dict[str, torch.Tensor]:
-    """The five vectors of one SAE on the thinned tokens, float32 [row, d]."""
+def reconstruction(ref: str) -> torch.Tensor:
+    """Sae(x) of one SAE on the thinned tokens, float32 [row, d]."""
     opened = saes.load(ref, p)
     stored = codes.of(opened, acts)
     spans = [slice(i, min(i + 4096 * step, len(held))) for i in range(0, len(held), 4096 * step)]
-    rebuilt = torch.cat([stored.decode(opened, some)[::step] if stored else opened(acts.read(some)[::step])[0] for some in spans])
+    return torch.cat([stored.decode(opened, some)[::step] if stored else opened(acts.read(some)[::step])[0] for some in spans])
+
+
+def linear_part(v: torch.Tensor) -> torch.Tensor:
+    """What a linear map of x makes of v, fitted on the thinned tokens."""
     moments = Moments()
-    moments.update(x[thin.fit], [("error", (x - rebuilt)[thin.fit])])
-    linear = solve(moments)["error"](x)
-    return {"x": x, "sae": rebuilt, "error": x - rebuilt, "linear": linear, "nonlinear": x - rebuilt - linear}
+    moments.update(x[thin.fit], [("v", v[thin.fit])])
+    return solve(moments)["v"](x)
+
+
+def vectors(ref: str) -> dict[str, torch.Tensor]:
+    """The five vectors of one SAE on the thinned tokens, float32 [row, d]."""
+    rebuilt = reconstruction(ref)
+    error = x - rebuilt
+    linear = linear_part(error)
+    return {"x": x, "sae": rebuilt, "error": error, "linear": linear, "nonlinear": error - linear}
 
 
 def on(features: torch.Tensor, *vs: torch.Tensor) -> np.ndarray:
@@ -302,6 +313,7 @@ own_x, = on(x, x)
 for ref, each in result.names.items():
     five = vectors(ref)
     own |= {(each, v): own_x if v == "x" else on(five[v], five[v])[0] for v in TITLES}
+    del five  # each vector takes hundreds of megabytes
 five = vectors(p.default_sae)
 
 # %% tags=["hide-input"]
@@ -337,15 +349,18 @@ nonlinear = five["nonlinear"]
 covariance = torch.cov(nonlinear.double().T)
 values, axes_of = torch.linalg.eigh(covariance)
 gauss = (torch.randn(nonlinear.shape, generator=draw) @ (axes_of * values.clamp(min=0).sqrt()).T.float())
-variants = {
-    "NonlinearError": nonlinear,
-    "random signs": nonlinear * (1 - 2 * torch.randint(0, 2, (len(nonlinear), 1), generator=draw)),
-    "shuffled over tokens": nonlinear[torch.randperm(len(nonlinear), generator=draw)],
-    "Gaussian, same covariance": gauss,
-    "Gaussian, each token's own length": gauss * (nonlinear.norm(dim=1) / gauss.norm(dim=1))[:, None],
+variants = {  # made one at a time
+    "NonlinearError": lambda: nonlinear,
+    "random signs": lambda: nonlinear * (1 - 2 * torch.randint(0, 2, (len(nonlinear), 1), generator=draw)),
+    "shuffled over tokens": lambda: nonlinear[torch.randperm(len(nonlinear), generator=draw)],
+    "Gaussian, same covariance": lambda: gauss,
+    "Gaussian, each token's own length": lambda: gauss * (nonlinear.norm(dim=1) / gauss.norm(dim=1))[:, None],
 }
-from_same = on(x, *variants.values())
-both = {label: (draws, on(v, v)[0]) for draws, (label, v) in zip(from_same, variants.items(), strict=True)}
+both = {}
+for label, make in variants.items():
+    v = make()
+    both[label] = (*on(x, v), *on(v, v))
+del variants, v
 twins = {v: theory.gaussian_r2(five[v].double().mean(0), torch.cov(five[v].double().T)) for v in TITLES}
 scatter = float(squared_norm(nonlinear).var() / (2 * covariance.square().sum()))
 
@@ -387,7 +402,7 @@ For the three error vectors, whose means are short, the twins score {number(max(
 opened = saes.load(p.default_sae, p)
 stored = codes.of(opened, acts)
 rng = np.random.default_rng(p.seed)
-missed = {"SaeError": five["error"]}
+missed = {"SaeError": lambda: five["error"]}  # made one at a time
 if stored:
     index, value, _ = stored.part(slice(0, len(held)))
     active = sparse.csr_matrix((value.numpy(), index.numpy(), stored.starts), shape=(len(held), opened.width))[::step]
@@ -398,21 +413,22 @@ if stored:
         """Σ w y over the chosen latents."""
         return torch.from_numpy(active[:, np.flatnonzero(latents)] @ rows_of[latents])
 
-    missed |= {"a random quarter of the latents": part_of(lots < 0.25), "the rarer half": part_of(rank < 0.5),
-               "the rarest four fifths": part_of(rank < 0.8), "SaeError + a random tenth": five["error"] + part_of(lots < 0.1)}
+    missed |= {"a random quarter of the latents": lambda: part_of(lots < 0.25), "the rarer half": lambda: part_of(rank < 0.5),
+               "the rarest four fifths": lambda: part_of(rank < 0.8),
+               "SaeError + a random tenth": lambda: five["error"] + part_of(lots < 0.1)}
 wider = scaling.ladder(table).query("sae != @name and width > @opened.width")
 if len(wider) and name in set(scaling.ladder(table)["sae"]):
     ref = next(ref for ref, each in result.names.items() if each == wider["sae"].iloc[-1])
-    missed[f"what {wider['width'].iloc[-1]:,} latents add"] = vectors(ref)["sae"] - five["sae"]
+    missed[f"what {wider['width'].iloc[-1]:,} latents add"] = lambda: reconstruction(ref) - five["sae"]
 
 variance = float((x[~thin.fit] - x[~thin.fit].mean(0)).square().sum())
 absent = {}
-for label, v in missed.items():
-    moments = Moments()
-    moments.update(x[thin.fit], [("v", v[thin.fit])])
-    rest = v - solve(moments)["v"](x)
+for label, make in missed.items():
+    v = make()
+    rest = v - linear_part(v)
     share_of_x = float((v[~thin.fit] - v[~thin.fit].mean(0)).square().sum()) / variance
     absent[label] = (share_of_x, *on(x, v, rest), *on(v, v), *on(rest, rest))
+del v, rest
 
 # %% tags=["hide-input"]
 display(figures.table(pd.DataFrame([

@@ -35,7 +35,7 @@
 preset: str = "smoke"  # a preset's name, or the path of a YAML file
 sae: str = ""  # your SAE: a directory, release:sae_id, or another form of the table below; empty: one is trained here
 site: str = ""  # where it reads, as a TransformerLens hook name; empty: the preset's site
-corpus: str = ""  # your text: a .txt, .jsonl or .jsonl.zst file; empty: the preset's text
+corpus: str = ""  # your text: a text file, or .jsonl or .jsonl.zst with a document a line; empty: the preset's text
 width: int = 512  # latents of the SAE that is trained here
 k: int = 16  # its L0
 steps: int = 100  # its training steps, of 1,024 tokens each

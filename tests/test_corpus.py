@@ -169,18 +169,18 @@ def test_a_missing_text_package_says_how_to_install_it(own_cache: Path, monkeypa
 # --- a text of the reader's own
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.zst"])
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".txt.zst", ".jsonl", ".jsonl.zst"])
 def test_a_file_is_cut_into_consecutive_contexts(tmp_path: Path, own_cache: Path, suffix: str) -> None:
-    documents = [words(50), words(10), words(45, 7)] if suffix != ".txt" else [words(95)]
-    lines = [json.dumps({"text": each, "meta": 1}) for each in documents] if suffix != ".txt" else documents
+    documents = [words(50), words(10), words(45, 7)] if "json" in suffix else [words(95)]
+    lines = [json.dumps({"text": each, "meta": 1}) for each in documents] if "json" in suffix else documents
     raw = ("\n".join(lines) + "\n").encode()
     path = tmp_path / f"mine{suffix}"
     path.write_bytes(zstandard.ZstdCompressor().compress(raw) if suffix.endswith("zst") else raw)
     text = corpus.evaluation(of_file(path, contexts=10), tiny_tokenizer())
-    begins = [0, 20, 40, 60] if suffix == ".txt" else [0, 20, 7, 27]  # the document of 10 words fills none
+    begins = [0, 20, 40, 60] if "json" not in suffix else [0, 20, 7, 27]  # the document of 10 words fills none
     assert text.tokens.dtype == np.int32
     assert text.tokens.tolist() == [[3 + (b + i) % WORDS for i in range(20)] for b in begins]
-    assert text.source.tolist() == ([0, 0, 0, 0] if suffix == ".txt" else [0, 0, 1, 1])
+    assert text.source.tolist() == ([0, 0, 0, 0] if "json" not in suffix else [0, 0, 1, 1])
     assert set(text.domains) == {path.stem}
 
 

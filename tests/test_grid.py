@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from darkmatter import __main__ as cli
-from darkmatter import backends, book, grid, preset, records
+from darkmatter import backends, book, cache, grid, preset, records
 from darkmatter.backends import Cell
 from darkmatter.errors import DarkmatterError
 from tests.conftest import write_notebook
@@ -277,7 +277,7 @@ def test_a_finished_run_is_not_run_again_by_a_job_that_comes_late(
     monkeypatch.setattr(backends, "_log_to", lambda _: None)
     monkeypatch.setattr(backends, "_run", lambda _: pytest.fail("it ran again"))
     [cell] = cells(sweep, home)
-    book.write_json(cell.folder / "done.json", {"seconds": 1})
+    cache.write_json(cell.folder / "done.json", {"seconds": 1})
     assert backends.work(cell) == 0
 
 
