@@ -344,9 +344,17 @@ Regressed on itself, NonlinearError scores {number(low)} to {number(high)}, and 
 # NonlinearError has on that token. Beside them, what a Gaussian with the vector's own mean and covariance would score on itself.
 
 # %%
+def gaussian(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean [d] and covariance [d, d] of the rows of v, float64."""
+    moments = Moments()
+    moments.update(v)
+    centred = moments.centred()
+    return centred.shift, centred.cross / (len(v) - 1)
+
+
 draw = torch.Generator().manual_seed(p.seed)
 nonlinear = five["nonlinear"]
-covariance = torch.cov(nonlinear.double().T)
+covariance = gaussian(nonlinear)[1]
 values, axes_of = torch.linalg.eigh(covariance)
 gauss = (torch.randn(nonlinear.shape, generator=draw) @ (axes_of * values.clamp(min=0).sqrt()).T.float())
 variants = {  # made one at a time
@@ -361,7 +369,7 @@ for label, make in variants.items():
     v = make()
     both[label] = (*on(x, v), *on(v, v))
 del variants, v
-twins = {v: theory.gaussian_r2(five[v].double().mean(0), torch.cov(five[v].double().T)) for v in TITLES}
+twins = {v: theory.gaussian_r2(*gaussian(five[v])) for v in TITLES}
 scatter = float(squared_norm(nonlinear).var() / (2 * covariance.square().sum()))
 
 # %% tags=["hide-input"]
