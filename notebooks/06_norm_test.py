@@ -356,19 +356,26 @@ draw = torch.Generator().manual_seed(p.seed)
 nonlinear = five["nonlinear"]
 covariance = gaussian(nonlinear)[1]
 values, axes_of = torch.linalg.eigh(covariance)
-gauss = (torch.randn(nonlinear.shape, generator=draw) @ (axes_of * values.clamp(min=0).sqrt()).T.float())
+
+
+def gauss() -> torch.Tensor:
+    """Gaussian noise of NonlinearError's covariance, the same in each call."""
+    white = torch.randn(nonlinear.shape, generator=torch.Generator().manual_seed(p.seed))
+    return white @ (axes_of * values.clamp(min=0).sqrt()).T.float()
+
+
 variants = {  # made one at a time
     "NonlinearError": lambda: nonlinear,
     "random signs": lambda: nonlinear * (1 - 2 * torch.randint(0, 2, (len(nonlinear), 1), generator=draw)),
     "shuffled over tokens": lambda: nonlinear[torch.randperm(len(nonlinear), generator=draw)],
-    "Gaussian, same covariance": lambda: gauss,
-    "Gaussian, each token's own length": lambda: gauss * (nonlinear.norm(dim=1) / gauss.norm(dim=1))[:, None],
+    "Gaussian, same covariance": gauss,
+    "Gaussian, each token's own length": lambda: nonlinear.norm(dim=1, keepdim=True) * torch.nn.functional.normalize(gauss(), dim=1),
 }
 both = {}
 for label, make in variants.items():
     v = make()
     both[label] = (*on(x, v), *on(v, v))
-del variants, v
+    del v
 twins = {v: theory.gaussian_r2(*gaussian(five[v])) for v in TITLES}
 scatter = float(squared_norm(nonlinear).var() / (2 * covariance.square().sum()))
 
@@ -436,7 +443,7 @@ for label, make in missed.items():
     rest = v - linear_part(v)
     share_of_x = float((v[~thin.fit] - v[~thin.fit].mean(0)).square().sum()) / variance
     absent[label] = (share_of_x, *on(x, v, rest), *on(v, v), *on(rest, rest))
-del v, rest
+    del v, rest
 
 # %% tags=["hide-input"]
 display(figures.table(pd.DataFrame([
