@@ -105,9 +105,9 @@ def _remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write a value as a JSON file, which is there whole or not at all. Raises ValueError for NaN or infinity."""
+    """Write a value as a JSON file, which is there whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=indent) + "\n")
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
