@@ -140,8 +140,7 @@ def _write(folders: Mapping[str, Path], preset: Preset, loaded: model.LoadedMode
                     files[site].write(rows.view(torch.uint16).cpu().numpy().tobytes())
             for site, folder in folders.items():
                 files[site].flush()
-                with cache.atomic(folder / "progress.json") as temporary:
-                    temporary.write_text(json.dumps({"context": end, "width": _width(files[site], keep[:end])}))
+                cache.write_json(folder / "progress.json", {"context": end, "width": _width(files[site], keep[:end])})
             meter(end)
     for folder in folders.values():
         (folder / "done.json").write_text(json.dumps({"shape": [int(keep.sum()), _done(folder)["width"]]}))

@@ -92,10 +92,10 @@ def work(cell: Cell) -> int:
             print(error, file=sys.stderr, flush=True)
             again = not isinstance(error, Changed) and not _began(cell.folder / "running.ipynb")
             cache.write_json(cell.folder / "failed.json", {"why": str(error), "again": again,
-                                                          "seconds": round(time.monotonic() - begun, 1)})
+                                                           "seconds": round(time.monotonic() - begun, 1)})
             return 2
         cache.write_json(cell.folder / "done.json", {"notebook": cell.notebook, "preset": cell.preset,
-                                                    "seconds": round(time.monotonic() - begun, 1)})
+                                                     "seconds": round(time.monotonic() - begun, 1)})
     return 0
 
 

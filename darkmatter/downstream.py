@@ -82,10 +82,10 @@ def losses(loaded: model.LoadedModel, site: str, tokens: np.ndarray, kept: np.nd
     if vectors.ndim != 3 or vectors.shape[1] != len(kept) or int(kept.max(initial=0)) >= len(tokens) - 1:
         raise DarkmatterError(f"Vectors of shape {list(vectors.shape)} cannot replace the activations at {len(kept)} "
                               f"positions of a context of {len(tokens)} tokens, each with a token after it.")
-    device = next(loaded.bridge.original_model.parameters()).device
-    ids, where = (torch.as_tensor(each, dtype=torch.long, device=device) for each in (tokens, kept))
+    ids, where = (model.token_ids(loaded, each) for each in (tokens, kept))
     at_once = max(1, LOGITS // (len(kept) * loaded.bridge.cfg.d_vocab))
-    return torch.cat([_spliced(loaded.bridge, site, ids, where, some.to(device)) for some in vectors.split(at_once)])
+    return torch.cat([_spliced(loaded.bridge, site, ids, where, some.to(ids.device))
+                      for some in vectors.split(at_once)])
 
 
 def _spliced(bridge: Any, site: str, ids: Tensor, where: Tensor, vectors: Tensor) -> Tensor:
@@ -115,8 +115,7 @@ def bound(loaded: model.LoadedModel, site: str, tokens: np.ndarray, kept: np.nda
     first, until = int(kept[0]), tokens[None, :int(kept[-1]) + 1]
     shared = seconds(lambda: model.capture(loaded, until, [site]))
     if first:
-        ids = torch.as_tensor(tokens[:first], dtype=torch.long,
-                              device=next(loaded.bridge.original_model.parameters()).device)
+        ids = model.token_ids(loaded, tokens[:first])
         shared += seconds(lambda: torch.inference_mode()(_before)(loaded.bridge, site, ids, 1))
         shared -= seconds(lambda: model.capture(loaded, until[:, :first], [site]))
     alone = seconds(lambda: losses(loaded, site, tokens, kept, vectors[:1]))

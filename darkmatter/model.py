@@ -183,7 +183,7 @@ def capture(model: LoadedModel, tokens: np.ndarray, sites: Sequence[str]) -> dic
 
         return read
 
-    model.bridge.run_with_hooks(_ids(model, tokens), fwd_hooks=[(site, reader(site)) for site in sites],
+    model.bridge.run_with_hooks(token_ids(model, tokens), fwd_hooks=[(site, reader(site)) for site in sites],
                                 stop_at_layer=1 + max(map(layer_of, sites)), return_type=None)
     return found
 
@@ -192,7 +192,7 @@ def capture(model: LoadedModel, tokens: np.ndarray, sites: Sequence[str]) -> dic
 def losses(model: LoadedModel, tokens: np.ndarray) -> np.ndarray:
     """Next-token cross entropy in nats, float32 [context, position - 1], one context at a time."""
     rows = []
-    for context in _ids(model, tokens):
+    for context in token_ids(model, tokens):
         logits = model.bridge(context[None], return_type="logits")[0, :-1].float()
         rows.append(torch.nn.functional.cross_entropy(logits, context[1:], reduction="none").cpu())
     return torch.stack(rows).numpy()
@@ -205,5 +205,6 @@ def kept(tokenizer: Any, tokens: np.ndarray, first: int) -> np.ndarray:
     return inside[None] & ~np.isin(tokens, tokenizer.all_special_ids)
 
 
-def _ids(model: LoadedModel, tokens: np.ndarray) -> torch.Tensor:
+def token_ids(model: LoadedModel, tokens: np.ndarray) -> torch.Tensor:
+    """The tokens as int64, on the model's device."""
     return torch.as_tensor(tokens, dtype=torch.long, device=next(model.bridge.original_model.parameters()).device)

@@ -126,7 +126,8 @@ class Moments:
         to, shift_x = self.columns[name], self.columns[""].shift
         wide = self.products == "float64" or (name != "" and y.dtype == WIDE)
         for rows, targets in zip(x.split(ROWS), y.split(ROWS), strict=True):
-            product = _shifted(rows[:0], shift_x, wide).new_zeros(x.shape[1], y.shape[1])
+            product = torch.zeros(x.shape[1], y.shape[1], dtype=WIDE if wide else torch.float32,
+                                  device=_home(x) if wide else x.device)
             for a, b in zip(rows.split(CHUNK), targets.split(CHUNK), strict=True):
                 u = _shifted(a, shift_x, wide)
                 _add_product(product, u, None if name == "" else _shifted(b, to.shift, wide))

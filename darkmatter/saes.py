@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class LoadedSAE:
     """How it was trained, as far as it is known."""
     digest: str
     """Changes with the weights."""
+    _made: dict[torch.device, Products] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def width(self) -> int:
@@ -54,10 +55,11 @@ class LoadedSAE:
     @property
     def _products(self) -> Products:
         """Of the encoder's rows, made anew when the SAE moves to another device."""
-        kept = self.__dict__.get("_made")
-        if kept is None or kept.rows.device != self.sae.W_enc.device:
-            kept = self.__dict__["_made"] = Products(self.sae.W_enc.data.T, self.sae.b_enc.data)
-        return kept
+        weights = self.sae.W_enc.data
+        if weights.device not in self._made:
+            self._made.clear()
+            self._made[weights.device] = Products(weights.T, self.sae.b_enc.data)
+        return self._made[weights.device]
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,11 +104,11 @@ def load(ref: str, preset: Preset) -> LoadedSAE:
     if sae.cfg.normalize_activations == "expected_average_only_in":
         warnings.warn(f"The SAE '{ref}' was trained on activations scaled to a mean norm of √d, and the scale is not "
                       "part of its weights; save it with sae-lens's save_inference_model.", stacklevel=2)
-    if hasattr(sae, "W_enc"):
-        sae.W_enc.data = sae.W_enc.data.T.contiguous().T  # a latent's weights lie together in memory
     if type(sae) is TopKSAE and sae.cfg.rescale_acts_by_decoder_norm:
-        sae.fold_W_dec_norm()  # the same function, in the form that ``top`` reads
+        sae.fold_W_dec_norm()  # the same function, in the form that ``encode`` reads
         sae.cfg.rescale_acts_by_decoder_norm = False
+    if _plain_topk(sae):
+        sae.W_enc.data = sae.W_enc.data.T.contiguous().T  # a latent's weights lie together in memory
     for weight, values in sae.state_dict().items():
         if not values.isfinite().all():
             raise DarkmatterError(f"{weight} of the SAE '{ref}' holds NaN or infinite values; its file is damaged, or "
@@ -176,7 +178,7 @@ def export(preset: Preset, out: Path) -> list[Path]:
     for ref in preset.saes:
         opened = load(ref, preset)
         paths.append(out / opened.name)
-        if hasattr(opened.sae, "W_enc"):
+        if _plain_topk(opened.sae):
             opened.sae.W_enc.data = opened.sae.W_enc.data.contiguous()  # safetensors takes no other order
         with cache.atomic(paths[-1]) as temporary:
             opened.sae.save_model(temporary)

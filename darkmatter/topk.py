@@ -21,7 +21,7 @@ from torch import Tensor, nn
 GROUP = 8  # columns whose maxima are looked at first
 SPARE = 24  # rows compared in float32 beside those asked for, at least
 HALF_ULP = 2.0**-8  # bfloat16 rounds by less than this share
-MOST_UNSURE = 0.25  # of the x; above, float32 alone is as fast
+MOST_UNSURE, ENOUGH = 0.25, 256  # share of the x, of at least so many: above, float32 alone is as fast
 SLACK = 1.05  # for the float32 sums of bfloat16 products
 
 
@@ -46,7 +46,9 @@ def weighted_sums(index: Tensor, rows: Tensor, weight: Tensor, starts: Tensor) -
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of values [n, m], in falling order, and their columns: ``topk``, at half its time.
+    """The k largest of each row of values [n, m], in falling order, and their columns, as ``topk`` gives them.
+
+    It takes half of the time of ``topk`` for a few of many columns, and no longer than that for more.
 
     A value among the k largest lies in one of the k groups of columns with the largest maxima.
     """
@@ -84,7 +86,8 @@ class Products:
 
     def __init__(self, rows: Tensor, bias: Tensor) -> None:
         """Rows [m, d] and bias [m], float32; rows that lie together in memory are not copied."""
-        self.rows, self.bias, self.pays = rows.contiguous(), bias, True
+        self.rows, self.bias = rows.contiguous(), bias
+        self.seen = self.unsure = 0  # x so far, and those for which all rows were multiplied again
         low = rows.bfloat16()
         rounding = (rows - low.float()).norm(dim=1) * SLACK
         first = bias.bfloat16()
@@ -94,15 +97,15 @@ class Products:
     def largest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Index [n, k] and value float32 [n, k], in falling order, for x [n, d] float32."""
         some = k + max(SPARE, k // 4)
-        if some >= len(self.rows) or not self.pays:
+        if some >= len(self.rows) or self.unsure > MOST_UNSURE * max(self.seen, ENOUGH):
             value, index = torch.addmm(self.bias, x, self.rows.T).topk(k)
             return index, value
         bound, index = largest(self._bounds(x), some)
         value, at = (sampled_dot(x, self.rows, index) + self.bias[index]).topk(k)
         last = bound[:, -1].float()
         index, unsure = index.gather(1, at), last + HALF_ULP * last.abs() >= value[:, -1]
+        self.seen, self.unsure = self.seen + len(x), self.unsure + int(unsure.sum())
         if unsure.any():
-            self.pays = bool(unsure.float().mean() < MOST_UNSURE)
             value[unsure], index[unsure] = torch.addmm(self.bias, x[unsure], self.rows.T).topk(k)
         return index, value
 

@@ -225,8 +225,7 @@ def _checkpointed(trainer: SAETrainer, held: torch.Tensor, checkpoint_path: Path
     """Called when a checkpoint is written: note FVU, mark it complete, drop the older ones' optimiser state."""
     assert checkpoint_path is not None
     done = {"tokens": trainer.n_training_samples, "fvu": _fvu(trainer, held), "dead": _dead(trainer)}
-    with cache.atomic(checkpoint_path / "complete.json") as temporary:
-        temporary.write_text(json.dumps(done))
+    cache.write_json(checkpoint_path / "complete.json", done)
     for older in checkpoint_path.parent.glob(f"*/{TRAINER_STATE_FILENAME}"):
         if older.parent != checkpoint_path:
             older.unlink()
