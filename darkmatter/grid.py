@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from . import backends, book, cache, pairs, records
+from . import book, cache, local, pairs, records, slurm
 from . import preset as presets
-from .backends import Cell
+from .cells import Cell, status
 from .errors import DarkmatterError
 
 FIELDS = ("presets", "notebooks", "layer", "sae", "parameters", "slurm")
@@ -50,16 +50,16 @@ def run(path: Path, backend: str = "local", jobs: int | None = None, home: Path 
     grid = read(path)
     folder = home / "_build" / "grids" / grid.name
     cells, derived = expand(grid, home)
-    missing = [cell for cell in cells if backends.status(cell) != "finished"]
+    missing = [cell for cell in cells if status(cell) != "finished"]
     if backend == "slurm" and missing:
-        backends.executor_of(grid.slurm, folder / "slurm")  # a mistake in the options is told now
+        slurm.executor_of(grid.slurm, folder / "slurm")  # a mistake in the options is told now
     for file, preset in derived.items():
         _write_preset(file, preset)
     print(f"{len(cells)} runs: {len(cells) - len(missing)} finished earlier, {len(missing)} to do", flush=True)
     if missing and backend == "slurm":
-        backends.slurm(missing, jobs, _tell, grid.slurm, folder / "slurm")
+        slurm.run(missing, jobs, _tell, grid.slurm, folder / "slurm")
     elif missing:
-        backends.local(missing, jobs, _tell)
+        local.run(missing, jobs, _tell)
     return _report(cells, missing, folder)
 
 
@@ -160,7 +160,7 @@ def _write_preset(file: Path, preset: presets.Preset) -> None:
 # What became of the runs
 
 def _tell(cell: Cell) -> None:
-    print(f"{cell.title}: {backends.status(cell)}", flush=True)
+    print(f"{cell.title}: {status(cell)}", flush=True)
 
 
 def _report(cells: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> Path:
@@ -183,10 +183,10 @@ def _report(cells: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> Pat
 
 
 def _row(cell: Cell, kept: bool) -> dict[str, Any]:
-    status = backends.status(cell)
+    became = status(cell)
     told = next((_said(cell.folder / name) for name in ("done.json", "failed.json")
                  if (cell.folder / name).exists()), {})
-    return {"status": "kept" if kept else status, "seconds": told.get("seconds"), "notebook": cell.notebook,
+    return {"status": "kept" if kept else became, "seconds": told.get("seconds"), "notebook": cell.notebook,
             "preset": cell.preset, "parameters": {k: v for k, v in cell.parameters.items() if k != "preset"},
             "why": told.get("why", ""), "where": str(cell.folder)}
 

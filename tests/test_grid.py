@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from darkmatter import __main__ as cli
-from darkmatter import backends, book, cache, grid, preset, records
-from darkmatter.backends import Cell
+from darkmatter import book, cache, grid, local, preset, records
+from darkmatter import cells as one_run
+from darkmatter.cells import Cell
 from darkmatter.errors import DarkmatterError
 from tests.conftest import write_notebook
 
@@ -72,7 +73,7 @@ def test_a_combination_named_twice_is_one_run(sweep: Path, home: Path, tmp_path:
 def test_a_run_of_the_book_is_a_run_of_the_grid(sweep: Path, home: Path) -> None:
     book.build("smoke", ["01_one"], {"n": 5}, home)
     written(sweep.parent, presets="smoke", notebooks="01_one", parameters={"n": 5})
-    assert [backends.status(cell) for cell in cells(sweep, home)] == ["finished"]
+    assert [one_run.status(cell) for cell in cells(sweep, home)] == ["finished"]
 
 
 def test_what_only_the_preset_has_makes_presets_that_say_so(
@@ -94,7 +95,7 @@ def test_what_only_the_preset_has_makes_presets_that_say_so(
     for cell in found:
         assert cell.parameters == {"preset": cell.parameters["preset"], "sae": "train:64x4"}
         source = home / "notebooks" / f"{cell.notebook}.py"
-        assert book.run_key(source, backends.preset_of(cell.parameters), cell.parameters, []) == cell.key
+        assert book.run_key(source, one_run.preset_of(cell.parameters), cell.parameters, []) == cell.key
 
 
 def test_a_value_that_no_file_can_be_named_by_still_makes_a_preset(sweep: Path, home: Path, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_value_that_no_file_can_be_named_by_still_makes_a_preset(sweep: Path, 
 def test_a_mistake_anywhere_is_told_before_anything_starts(
     fields: dict[str, Any], sentence: str, sweep: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "local", lambda *_: pytest.fail("something started"))
+    monkeypatch.setattr(local, "run", lambda *_: pytest.fail("something started"))
     write_notebook(home / "notebooks", "90_all", "records.load_all()")
     written(sweep.parent, **{"presets": ["smoke"], "notebooks": ["01_one"]} | fields)
     with pytest.raises(DarkmatterError, match=re.escape(sentence)):
@@ -167,7 +168,7 @@ def test_what_became_of_a_run_is_read_from_its_folder(files: dict[str, Any], sai
     cell.folder.mkdir(parents=True)
     for name, content in files.items():
         (cell.folder / name).write_text('{"cells": [' if content is None else json.dumps(content))
-    assert backends.status(cell) == said
+    assert one_run.status(cell) == said
 
 
 @pytest.mark.slow
@@ -215,10 +216,10 @@ def test_what_does_not_get_to_its_first_cell_is_started_again_twice(
         cell.folder.mkdir(parents=True)
         return [sys.executable, "-c", code, str(cell.folder / "done.json")]
 
-    monkeypatch.setattr(backends, "_command", command)
+    monkeypatch.setattr(one_run, "command", command)
     [cell] = cells(sweep, home)
-    backends.local([cell], None, lambda _: None)
-    assert backends.status(cell) == said
+    local.run([cell], None, lambda _: None)
+    assert one_run.status(cell) == said
     assert tries.read_text() == "xxx"
 
 
@@ -232,9 +233,9 @@ log.write("begin " + os.environ["CUDA_VISIBLE_DEVICES"] + "\\n"); time.sleep(0.3
 log.write("end " + os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")"""
     written(tmp_path, presets="smoke", notebooks="01_one", parameters={"n": list(range(6))})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
-    monkeypatch.setattr(backends, "_command", lambda cell: [sys.executable, "-c", code])
-    monkeypatch.setattr(backends, "TRIES", 1)
-    backends.local(cells(sweep, home), None, lambda _: None)
+    monkeypatch.setattr(one_run, "command", lambda cell: [sys.executable, "-c", code])
+    monkeypatch.setattr(one_run, "TRIES", 1)
+    local.run(cells(sweep, home), None, lambda _: None)
     busy: set[str] = set()
     together = 0
     for line in log.read_text().splitlines():
@@ -263,22 +264,22 @@ grid.run(Path({str(path)!r}), home=Path({str(home)!r}))"""
 def test_a_run_whose_code_changed_in_the_queue_is_not_filed_under_the_old_code(
     sweep: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "_log_to", lambda _: None)
+    monkeypatch.setattr(one_run, "_log_to", lambda _: None)
     [cell] = cells(sweep, home)
     write_notebook(home / "notebooks", "01_one", "2", parameters=PARAMETERS)
-    assert backends.work(cell) == 2
-    assert backends.status(cell) == "failed"
+    assert one_run.work(cell) == 2
+    assert one_run.status(cell) == "failed"
     assert "changed after the grid was started" in json.loads((cell.folder / "failed.json").read_text())["why"]
 
 
 def test_a_finished_run_is_not_run_again_by_a_job_that_comes_late(
     sweep: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "_log_to", lambda _: None)
-    monkeypatch.setattr(backends, "_run", lambda _: pytest.fail("it ran again"))
+    monkeypatch.setattr(one_run, "_log_to", lambda _: None)
+    monkeypatch.setattr(one_run, "_run", lambda _: pytest.fail("it ran again"))
     [cell] = cells(sweep, home)
     cache.write_json(cell.folder / "done.json", {"seconds": 1})
-    assert backends.work(cell) == 0
+    assert one_run.work(cell) == 0
 
 
 def test_the_command_line_passes_on_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

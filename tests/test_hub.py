@@ -81,11 +81,18 @@ def llama_scope_sae(made: formats.Weights, x: np.ndarray) -> np.ndarray:
     return (kept @ w["W_dec"] + w["b_dec"]) / LLAMA_SCALE
 
 
+WIDE = formats.random(2304, 16_384, scale=60.0, l0=0.004)  # Gemma Scope's files are full size
 CASES = {
     "gemma-2-2b residual": Case("gemma-2-2b", "blocks.1.hook_resid_post",
                                 "gemma-scope-2b-pt-res:layer_1/width_16k/average_l0_40",
-                                formats.random(2304, 16_384, scale=60.0, l0=0.004),
-                                formats.gemma_scope_sae, contexts=64),
+                                WIDE, formats.gemma_scope_sae, contexts=64),
+    "gemma-2-2b mlp": Case("gemma-2-2b", "blocks.1.hook_mlp_out",
+                           "gemma-scope-2b-pt-mlp:layer_1/width_16k/average_l0_50",
+                           WIDE, formats.gemma_scope_sae, contexts=64),
+    "gemma-2-2b attention": Case("gemma-2-2b", "blocks.1.attn.hook_z",
+                                 "gemma-scope-2b-pt-att:layer_1/width_16k/average_l0_79",
+                                 formats.random(2048, 16_384, scale=20.0, l0=0.004), formats.gemma_scope_sae,
+                                 contexts=64),
     "llama-3.1-8b residual": Case("llama-3.1-8b", "blocks.1.hook_resid_post", "llama_scope_lxr_8x:l1r_8x",
                                   formats.random(32, 256, scale=NORM, l0=0.1), llama_scope_sae),
     "llama-3.1-8b, error linear in x": Case("llama-3.1-8b", "blocks.2.hook_resid_post", "llama_scope_lxr_8x:l2r_8x",

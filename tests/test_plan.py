@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from darkmatter import __main__ as cli
-from darkmatter import decompose, model, plan, saes, survey
+from darkmatter import decompose, model, plan, saes, sizes, survey
 from darkmatter import preset as presets
 from darkmatter.errors import DarkmatterError
 from tests import systems, tiny
@@ -32,7 +32,7 @@ PUBLISHED = {"google/gemma-2-2b": 2_614_341_888, "google/gemma-2-9b": 9_241_705_
              "google/gemma-3-1b-pt": 999_885_952, "smollm2": 134_515_008}
 
 
-def configured(name: str, shape: plan.Shape) -> PreTrainedConfig:
+def configured(name: str, shape: sizes.Shape) -> PreTrainedConfig:
     """transformers' configuration of a model with these sizes."""
     if name == "gpt2":
         return GPT2Config(n_layer=shape.layers, n_embd=shape.d, n_head=shape.heads, vocab_size=shape.vocabulary)
@@ -44,10 +44,10 @@ def configured(name: str, shape: plan.Shape) -> PreTrainedConfig:
 
 # ---- sizes ----
 
-@pytest.mark.parametrize("name", plan.SHAPES)
+@pytest.mark.parametrize("name", sizes.SHAPES)
 def test_parameters_as_published_and_as_transformers_counts_them(name: str) -> None:
     """Biases, positions and the norms of queries and keys are left out: less than 1%."""
-    shape = plan.SHAPES[name]
+    shape = sizes.SHAPES[name]
     with torch.device("meta"):
         made = AutoModelForCausalLM.from_config(configured(name, shape))
     counted = sum(each.numel() for each in made.parameters())
@@ -55,24 +55,24 @@ def test_parameters_as_published_and_as_transformers_counts_them(name: str) -> N
     assert shape.parameters == pytest.approx(counted, rel=0.01)
 
 
-@pytest.mark.parametrize("name", plan.SHAPES)
+@pytest.mark.parametrize("name", sizes.SHAPES)
 def test_sizes_are_read_from_a_configuration(name: str, tmp_path: Path) -> None:
-    shape = plan.SHAPES[name]
+    shape = sizes.SHAPES[name]
     configured(name, shape).save_pretrained(tmp_path)
-    read = plan.shape_of(presets.load("smoke", model=str(tmp_path)))
+    read = sizes.shape_of(presets.load("smoke", model=str(tmp_path)))
     assert read == dataclasses.replace(shape, bytes=read.bytes)
 
 
 def test_widths_and_l0_by_name(tmp_path: Path) -> None:
-    shape, preset = plan.SHAPES["google/gemma-2-2b"], tiny.preset(site="blocks.1.hook_resid_post")
+    shape, preset = sizes.SHAPES["google/gemma-2-2b"], tiny.preset(site="blocks.1.hook_resid_post")
     told = {"gemma-scope-2b-pt-res:layer_12/width_65k/average_l0_72": (2304, 65_536, 72, 4),
-            "llama_scope_lxr_8x:l15r_8x": (2304, 8 * 2304, plan.CODED, 2),
-            "gpt2-small-res-jb-feature-splitting:blocks.8.hook_resid_pre_3072": (2304, 3072, plan.CODED, 4),
+            "llama_scope_lxr_8x:l15r_8x": (2304, 8 * 2304, sizes.CODED, 2),
+            "gpt2-small-res-jb-feature-splitting:blocks.8.hook_resid_pre_3072": (2304, 3072, sizes.CODED, 4),
             "train:4096x32": (2304, 4096, 32, 0), "artifact:smollm2-l15-w8192-k64": (2304, 8192, 64, 0)}
-    assert {ref: dataclasses.astuple(plan.sae_of(ref, preset, shape)) for ref in told} == told
+    assert {ref: dataclasses.astuple(sizes.sae_of(ref, preset, shape)) for ref in told} == told
     tiny.topk(48, 3).save_model(tmp_path / "own")
-    assert plan.sae_of(str(tmp_path / "own"), preset, shape).width == 48
-    heads = plan.sae_of("gemma-scope-2b-pt-att:layer_1/width_16k/average_l0_40",
+    assert sizes.sae_of(str(tmp_path / "own"), preset, shape).width == 48
+    heads = sizes.sae_of("gemma-scope-2b-pt-att:layer_1/width_16k/average_l0_40",
                         tiny.preset(site="blocks.1.attn.hook_z"), shape)
     assert heads.d == 2048
 
@@ -94,7 +94,7 @@ def test_operations_of_a_forward_pass(system: Any, layers: int, tmp_path: Path) 
     tokens = np.random.default_rng(0).integers(5, 300, (2, 64)).astype(np.int32)
     with FlopCounterMode(display=False) as counter:
         model.capture(loaded, tokens, [f"blocks.{layers - 1}.hook_resid_post"])
-    expected = tokens.size * plan.shape_of(preset).forward(layers, 64)
+    expected = tokens.size * sizes.shape_of(preset).forward(layers, 64)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)
 
 
@@ -104,8 +104,8 @@ def test_operations_of_a_survey(saes_: int, own_cache: Path, monkeypatch: pytest
     found = [tiny.loaded(f"train:{64 * 2**i}x4", tiny.topk(64 * 2**i, 4, seed=i)) for i in range(saes_)]
     refs = tiny.surveyed(monkeypatch, tiny.acts(), *found)
     preset = tiny.preset(saes=refs, contexts=60, context_length=57)  # 40 kept, as the toys have
-    shape = plan.Shape(2, tiny.D, 64, 2, 2, 8, 100)
-    need = plan.Need(preset, shape, tuple(plan.sae_of(ref, preset, shape) for ref in refs))
+    shape = sizes.Shape(2, tiny.D, 64, 2, 2, 8, 100)
+    need = plan.Need(preset, shape, tuple(sizes.sae_of(ref, preset, shape) for ref in refs))
     assert need.kept == 2400
     with FlopCounterMode(display=False) as counter:
         survey.run(preset)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from darkmatter import backends, grid, records
+from darkmatter import grid, records, slurm
 from darkmatter.errors import DarkmatterError
 from tests import cluster
 from tests.conftest import write_notebook
@@ -134,4 +134,4 @@ def test_a_mistake_is_told_before_a_job_is_submitted(toy: cluster.Cluster, home:
     sweep.write_text("presets: smoke\nnotebooks: 01_one\nslurm: {slurm_partition: nowhere}\n")
     with pytest.raises(DarkmatterError, match=r"Slurm did not take the jobs: .*nvalid partition"):
         grid.run(sweep, "slurm", home=home)
-    assert backends._states() == {}
+    assert slurm._states() == {}
