@@ -83,6 +83,16 @@ def label(row: dict) -> str:
     return " ".join(filter(None, [row["row"].replace("-", " "), f"({row['case']})" if row["case"] else ""]))
 
 
+def on(machine: str) -> str:
+    """' on MACHINE', where there are several."""
+    return f" on {machine}" if len(machines) > 1 else ""
+
+
+def without_machine(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose rows are all of one machine need not name it."""
+    return table if len(machines) > 1 else table.drop(columns="machine", errors="ignore")
+
+
 def named(machine: str) -> str:
     """A machine in words."""
     hardware = machines[machine]
@@ -121,7 +131,7 @@ lines = [f"- **{machine}** is a machine with {named(machine)}: {(board['machine'
 
 def listed(part: pd.DataFrame) -> str:
     """Rows in words, each with its figure and its target."""
-    return "; ".join(f"{each.row} on {each.machine}: {number(each.ratio, 2)} for {number(each.target, 2)}" for each in part.itertuples())
+    return "; ".join(f"{each.row}{on(each.machine)}: {number(each.ratio, 2)} for {number(each.target, 2)}" for each in part.itertuples())
 
 
 nl = "\n"
@@ -132,7 +142,7 @@ The figures were taken {when}.
 
 Of {len(reached) + len(missed)} figures with a target, **{len(reached)} reach it and {len(missed)} do not**.
 {'Not reached: ' + listed(missed) + '.' if len(missed) else ''}
-{'Not measured, because the row failed: ' + '; '.join(f"{label(row)} on {row['machine']} ({row['error'][:120]})" for row in failed) + '.' if failed else ''}
+{'Not measured, because the row failed: ' + '; '.join(f"{label(row)}{on(row['machine'])} ({row['error'][:120]})" for row in failed) + '.' if failed else ''}
 """) if done else None
 
 # %% tags=["hide-input"]
@@ -154,7 +164,7 @@ fig.update_layout(showlegend=len(machines) > 1)
 figures.finish(fig, "fig-speed", "Every row with a target: how far its ratio is beyond the target. For speed that is the ratio divided by the target, for a floor or for "
                "memory the target divided by the ratio, so that farther right is better everywhere, and right of the dashed line a target is reached. Points are medians over pairs; bars run from the smallest to the largest pair "
                "(quartiles where there are at least 8 pairs; rows measured once have none).",
-               "; ".join(f"{each.row} on {each.machine} {number(each.met_ratio, 2)}" for each in shown.itertuples()) + " times its target.",
+               "; ".join(f"{each.row}{on(each.machine)} {number(each.met_ratio, 2)}" for each in shown.itertuples()) + " times its target.",
                height=max(260, 90 + 26 * shown["row"].nunique())) if len(shown) else None
 
 # %% [markdown]
@@ -174,10 +184,10 @@ def measured(each: dict) -> str:
     return f"{spread} {'times' if each['sense'] == 'times' else 'of it'}"
 
 
-figures.table(pd.DataFrame([{
+figures.table(without_machine(pd.DataFrame([{
     "what": each["row"], "against": each["against"], "measured": measured(each), "target": number(each["target"], 2), "reached": verdict(each["reached"]),
     "seconds": number(each["seconds"], 2), "the other side's": number(each["baseline"], 2), "pairs": each["pairs"], "machine": each["machine"],
-} for each in board.to_dict("records")]), "All rows, with the median seconds of each side. Brackets: smallest and largest pair, or the quartiles of at least 8.",
+} for each in board.to_dict("records")])), "All rows, with the median seconds of each side. Brackets: smallest and largest pair, or the quartiles of at least 8.",
     "tab-speed") if len(board) else None
 
 # %% [markdown]
@@ -189,7 +199,7 @@ figures.table(pd.DataFrame([{
 # %% tags=["hide-input"]
 bounds = []
 for row in done:
-    where = f"{label(row)} on {row['machine']}"
+    where = f"{label(row)}{on(row['machine'])}"
     if "encoders_seconds" in row:
         rest = row["ours_seconds"] - row["forward_seconds"] - row["encoders_seconds"]
         bounds.append((where, "one forward pass and the encoder products",
@@ -215,7 +225,7 @@ agreement = pd.DataFrame([{"row": label(row), "machine": row["machine"], "both s
     f"{row['same_atoms']:.1%} of tokens have the same atoms" if "same_atoms" in row else
     f"final FVU {row['fvu']['stock']:.4f} and {row['fvu']['ours']:.4f} after {row['steps']} steps" if "fvu" in row else
     f"mean loss differs by {row['difference']:.1e} nats" if "bound_seconds" in row else ""] if text])
-figures.table(agreement, "That both sides give the same answer was checked before they were timed.", "tab-agreement") if len(agreement) else None
+figures.table(without_machine(agreement), "That both sides give the same answer was checked before they were timed.", "tab-agreement") if len(agreement) else None
 
 # %% [markdown]
 # ## Memory, and how cost grows
@@ -225,7 +235,7 @@ figures.table(agreement, "That both sides give the same answer was checked befor
 
 # %% tags=["hide-input"]
 sizes = pd.DataFrame([{"row": label(row), "machine": row["machine"], "side": side, "MiB": mib} for row in done for side, mib in row.get("memory_mib", {}).items()])
-figures.table(sizes, "Peak memory beside what was held before (weights, or the inputs that both sides share), each side in a process of its own.", "tab-peaks",
+figures.table(without_machine(sizes), "Peak memory beside what was held before (weights, or the inputs that both sides share), each side in a process of its own.", "tab-peaks",
               digits=0) if len(sizes) else None
 
 # %% tags=["hide-input"]
@@ -235,7 +245,7 @@ for place, row in enumerate(growing):
     points, cost, hue = pd.DataFrame(row["points"]), row["cost"], list(figures.COLOURS)[place % len(figures.COLOURS)]
     first = points["seconds"].iloc[0]
     fig.add_scatter(x=points["n"] / points["n"].iloc[0], y=points["seconds"] / first, mode="markers", marker={"size": 10, "symbol": place}, marker_color=colour(hue),
-                    name=f"{row['over']}, {row['machine']}", customdata=points[["n", "seconds", "mib"]],
+                    name=f"{row['over']}{on(row['machine'])}", customdata=points[["n", "seconds", "mib"]],
                     hovertemplate="%{customdata[0]}: %{customdata[1]:.1f} s, %{customdata[2]:,.0f} MiB")
     ends = points["n"].iloc[[0, -1]]
     fig.add_scatter(x=ends / points["n"].iloc[0], y=(cost["slope"] * ends + cost["intercept"]) / first, mode="lines", line_color=colour(hue), line_width=1.5, showlegend=False)
@@ -246,7 +256,7 @@ figures.finish(fig, "fig-cost", "Time of the survey against the number of contex
                "; ".join(f"{row['over']}: " + ", ".join(f"{p['n']} in {p['seconds']:.0f} s" for p in row["points"]) for row in growing) + ".") if growing else None
 
 # %% tags=["hide-input"]
-prose("\n".join(f"""- **{row['over']}** on {row['machine']}: {number(row['cost']['slope'], 2)} s for each more, plus {number(row['cost']['intercept'], 1)} s
+prose("\n".join(f"""- **{row['over']}**{on(row['machine'])}: {number(row['cost']['slope'], 2)} s for each more, plus {number(row['cost']['intercept'], 1)} s
   ($R^2$ of the line {number(row['cost']['r2'])}); cost grows as $n$ to the power {number(row['cost']['power'], 2)}. Memory at the largest is
   {number(row['memory_growth'], 2)} times that at the smallest.""" for row in growing))
 
