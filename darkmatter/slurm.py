@@ -20,7 +20,7 @@ WORKING = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "RESI
 
 
 def run(todo: Sequence[Cell], jobs: int | None, tell: Callable[[Cell], None], options: Mapping[str, Any],
-          folder: Path) -> None:
+        folder: Path) -> None:
     """Run cells as jobs of Slurm, ``jobs`` of an array at a time, and wait for them.
 
     ``options`` are those of submitit's ``update_parameters``; its files lie in ``folder``. What does not get to its

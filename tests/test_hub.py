@@ -113,9 +113,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("hub")
     with Hub(place) as hub:
-        models = {"google/gemma-2-2b": (systems.gemma2(hidden_size=2304, num_attention_heads=8, num_key_value_heads=4,
-                                                       num_hidden_layers=2,
-                                                       intermediate_size=2560), systems.gemma_tokenizer, "30MB"),
+        gemma2 = systems.gemma2(hidden_size=2304, intermediate_size=2560, num_attention_heads=8, num_key_value_heads=4,
+                                num_hidden_layers=2)
+        models = {"google/gemma-2-2b": (gemma2, systems.gemma_tokenizer, "30MB"),
                   "google/gemma-3-270m": (systems.gemma3(), systems.gemma_tokenizer, "100KB"),
                   "meta-llama/Llama-3.1-8B": (systems.llama31(), systems.llama_tokenizer, "100KB"),
                   "gpt2": (systems.gpt2(), systems.gpt2_tokenizer, "100KB")}

@@ -73,7 +73,7 @@ def test_widths_and_l0_by_name(tmp_path: Path) -> None:
     tiny.topk(48, 3).save_model(tmp_path / "own")
     assert sizes.sae_of(str(tmp_path / "own"), preset, shape).width == 48
     heads = sizes.sae_of("gemma-scope-2b-pt-att:layer_1/width_16k/average_l0_40",
-                        tiny.preset(site="blocks.1.attn.hook_z"), shape)
+                         tiny.preset(site="blocks.1.attn.hook_z"), shape)
     assert heads.d == 2048
 
 

@@ -135,7 +135,7 @@ def test_of_mixed_text_only_the_open_domains(world: Any) -> None:
     plays = (tokens.query("domain == 'plays' and is_eval")["error_norm2"] ** 0.5).to_numpy()
     assert all(np.isclose(plays, row["norm"], rtol=1e-6, atol=0).any() for row in bad)
     assert not any(np.isclose(plays, news, rtol=1e-6, atol=0)), "else the test would show nothing"
-    assert news > min(row["norm"] for row in bad)
+    assert news > min(row["norm"] for row in bad), "else the test would show nothing"
 
 
 def test_the_worst_tokens_are_the_worst(world: Any) -> None:
