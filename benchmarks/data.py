@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from darkmatter.topk import sampled_dot, weighted_rows
+
 BLOCK = 4096  # rows drawn at once
+MEANS = -3.0, 5.0  # of the first dimension and of the last
+Codes = tuple[Tensor, Tensor]
 
 
 def generator(seed: int, device: str) -> torch.Generator:
@@ -25,7 +29,7 @@ def block(n: int, d: int, seed: int, device: str = "cpu") -> Tensor:
     for turn in range(3):  # reflections mix the dimensions at little cost
         axis = torch.randn(d, generator=generator(turn, device), device=device)
         x.addr_(x @ (axis / axis.norm()), axis / axis.norm(), alpha=-2)
-    return x + torch.linspace(-3, 5, d, device=device)
+    return x + torch.linspace(*MEANS, d, device=device)
 
 
 def blocks(n: int, d: int, device: str = "cpu", begin: int = 0) -> Iterator[Tensor]:
@@ -42,15 +46,35 @@ def rows(n: int, d: int, device: str = "cpu") -> Tensor:
     return whole
 
 
-def error(x: Tensor, sae: int) -> Tensor:
-    """The error of the SAE of that number, partly linear in x [n, d], partly not; a function of x alone."""
-    turned = x.roll(sae + 1, dims=1)
-    return 0.3 * turned + 0.2 * x.roll(2 * sae + 5, dims=1).relu() * (turned > 0)
-
-
-def atoms(width: int, d: int, device: str = "cpu") -> Tensor:
+def atoms(width: int, d: int, device: str = "cpu", seed: int = 7) -> Tensor:
     """Unit rows [width, d]."""
-    return torch.nn.functional.normalize(torch.randn(width, d, generator=generator(7, device), device=device), dim=1)
+    return torch.nn.functional.normalize(torch.randn(width, d, generator=generator(seed, device), device=device), dim=1)
+
+
+class RandomSAE:
+    """A decoder, and codes that take no encoder: each row's ``k`` latents are drawn, their values are products with x.
+
+    Low latents are drawn more often than high ones. The scale makes about half of the error linear in x.
+    """
+
+    def __init__(self, d: int, sae: Sequence[int], seed: int, device: str = "cpu") -> None:
+        """``sae``: its width and k."""
+        (width, k), self.seed = sae, seed
+        self.k = k
+        self.decoder = atoms(width, d, device, seed)
+        self.bias = torch.linspace(*MEANS, d, device=device)
+        noise = (2 * d / k) ** 0.5
+        self.scale = 2 * d / k / (1 + noise)
+
+    def codes(self, x: Tensor, begin: int) -> Codes:
+        """Index int32 [n, k] and value [n, k] of the block of rows x [n, d] that begins at row ``begin``."""
+        g = generator(begin + self.seed + 1, str(x.device))
+        index = torch.rand(len(x), self.k, generator=g, device=x.device).square_().mul_(len(self.decoder)).int()
+        return index, sampled_dot(x - self.bias, self.decoder, index).relu_() * self.scale
+
+    def error(self, x: Tensor, codes: Codes) -> Tensor:
+        """SaeError [n, d]."""
+        return x - self.bias - weighted_rows(codes[0], self.decoder, codes[1])
 
 
 def sparse_rows(n: int, dictionary: Tensor, active: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Rows 'regression' and 'ladder': b* and its held-out R², against ``torch.linalg.lstsq`` on everything in memory.
 
 The paper's formulation (paper section 3): for each SAE, least squares of SaeError on x with a bias, float32, then R² on
-the rows held out. 61% of the rows are fitted, as 150k of 247k.
+the rows held out. 61% of the rows are fitted, as 150k of 247k. The baseline is given x and the errors as they are; our
+side is given x and the SAEs' codes, as the survey is, and decodes what it needs.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
+from darkmatter.products import CodedError, cheaper
 from darkmatter.regression import Moments, Sums, r2_vector, r2_vector_weighted, resample, solve
 
 from . import data, timing
+from .data import Codes, RandomSAE
 
-KEPT = 823  # rows of a context
 BLOCK = data.BLOCK
 CLOSE = 1e-4  # in R², float32 against float32
+Rows = tuple[Tensor, list[Codes]]  # some rows of x, and every SAE's codes of them
 
 
 def dense(given: Tensor, x: Tensor, errors: Sequence[Tensor], fit: int) -> list[list[float]]:
@@ -35,31 +39,49 @@ def dense(given: Tensor, x: Tensor, errors: Sequence[Tensor], fit: int) -> list[
     return found
 
 
-def streamed(x: Iterator[Tensor], held: Iterator[Tensor], saes: int, errors: Sequence[Tensor] = (),
-             fit: int = 0) -> list[list[float]]:
-    """The same from the package's moments, block by block; the error is a function of x unless it is given."""
-    def error(part: Tensor, j: int, begin: int) -> Tensor:
-        return errors[j][begin:begin + len(part)] if errors else data.error(part, j)
-
-    moments, at = Moments(), 0
-    for part in x:
-        moments.update(part, ((str(j), error(part, j, at)) for j in range(saes)))
-        at += len(part)
-    maps, at, sums = solve(moments), fit, [Sums(1) for _ in range(saes)]
-    for part in held:
-        ids = torch.zeros(len(part), dtype=torch.long)
-        for j in range(saes):
-            e = error(part, j, at)
-            sums[j].add_error(ids, e, e - maps[str(j)](part))
-        at += len(part)
+def streamed(fitted: Iterator[Rows], held: Iterator[Rows], saes: Sequence[RandomSAE], through_codes: bool
+             ) -> list[list[float]]:
+    """The same from the package's moments, block by block; ``through_codes``: ZᵀX in place of XᵀSaeError."""
+    moments, coded = Moments(), [CodedError(each.decoder, each.bias) for each in saes if through_codes]
+    for x, codes in fitted:
+        moments.update(x, ((str(j), sae.error(x, codes[j])) for j, sae in enumerate(saes) if not coded))
+        shifted = x - moments.columns[""].shift.float() if coded else x
+        for error, one in zip(coded, codes, strict=False):
+            error.update(shifted, _matrix(one, len(error.decoder)))
+    moments.columns |= {str(j): error.columns(moments.columns[""]) for j, error in enumerate(coded)}
+    maps, sums = solve(moments), [Sums(1) for _ in saes]
+    own = [maps[str(j)].to(torch.float32) for j in range(len(saes))]
+    for x, codes in held:
+        ids = torch.zeros(len(x), dtype=torch.long)
+        for j, sae in enumerate(saes):
+            e = sae.error(x, codes[j])
+            sums[j].add_error(ids, e, e - own[j](x))
     totals = [resample(each, np.zeros(1, np.int64), n=0) for each in sums]
     return [[float(r2_vector(t)[0]), float(r2_vector_weighted(t)[0])] for t in totals]
 
 
-def _whole(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
-    """x [n, d], and x with a column of ones: [n, d + 1]."""
+def _matrix(codes: Codes, width: int) -> sparse.csr_array:
+    index, value = codes
+    starts = np.arange(0, index.numel() + 1, index.shape[1], dtype=np.int32)
+    return sparse.csr_array((value.flatten().numpy(), index.flatten().numpy(), starts), shape=(len(index), width))
+
+
+def _blocks(x: Tensor, codes: Sequence[Codes], begin: int, end: int) -> Iterator[Rows]:
+    for at in range(begin, end, BLOCK):
+        some = slice(at, min(at + BLOCK, end))
+        yield x[some], [(index[some], value[some]) for index, value in codes]
+
+
+def _through_codes(device: str, fit: int, d: int, sae: RandomSAE) -> bool:
+    return device == "cpu" and cheaper(fit, d, len(sae.decoder), sae.k)
+
+
+def _whole(n: int, d: int, saes: Sequence[RandomSAE], device: str) -> tuple[Tensor, Tensor, list[Codes]]:
+    """x [n, d], x with a column of ones [n, d + 1], and every SAE's codes."""
     x = data.rows(n, d, device)
-    return x, torch.cat([x, x.new_ones(n, 1)], 1)
+    parts = [[sae.codes(part, at) for at, part in zip(range(0, n, BLOCK), x.split(BLOCK), strict=True)] for sae in saes]
+    codes = [(torch.cat([index for index, _ in each]), torch.cat([value for _, value in each])) for each in parts]
+    return x, torch.cat([x, x.new_ones(n, 1)], 1), codes
 
 
 def _apart(a: list[list[float]], b: list[list[float]]) -> float:
@@ -69,81 +91,74 @@ def _apart(a: list[list[float]], b: list[list[float]]) -> float:
     return off
 
 
-def regression(device: str, rows: int, d: int, pairs: int, limit: float) -> dict[str, Any]:
-    """One SAE: seconds with everything in memory on both sides, then each side's own memory."""
-    found = _one(device, rows, d, pairs, limit)
-    mib = {side: timing.apart(f"regress:peak_{side}", device, rows=rows, d=d)[0] if device == "cpu"
-           else _peak_here(side, device, rows, d) for side in ("dense", "streamed")}
+def regression(device: str, rows: int, d: int, sae: Sequence[int], pairs: int, limit: float) -> dict[str, Any]:
+    """One SAE of [width, k]: seconds with everything in memory on both sides, then each side's own memory."""
+    found = ladder(device, rows, d, sae, saes=1, of_baseline=1, pairs=pairs, limit=limit)
+    sizes: dict[str, Any] = {"rows": rows, "d": d, "sae": sae}
+    mib = {side: timing.apart(f"regress:peak_{side}", device, **sizes)[0] if device == "cpu"
+           else _peak_here(side, device, **sizes) for side in ("dense", "streamed")}
     return found | {"memory_mib": mib, "memory_ratio": mib["streamed"] / mib["dense"]}
 
 
-def _one(device: str, rows: int, d: int, pairs: int, limit: float) -> dict[str, Any]:
-    fit, (x, given) = round(0.61 * rows), _whole(rows, d, device)
-    errors = [data.error(x, 0)]
+def ladder(device: str, rows: int, d: int, sae: Sequence[int], saes: int, of_baseline: int, pairs: int, limit: float
+           ) -> dict[str, Any]:
+    """Several SAEs of [width, k] at one site. The baseline fits ``of_baseline``; its seconds are scaled to all."""
+    fit, made = round(0.61 * rows), [RandomSAE(d, sae, seed, device) for seed in range(saes)]
+    x, given, codes = _whole(rows, d, made, device)
+    errors = [torch.cat([each.error(part, some[0]) for part, some in _blocks(x, [own], 0, rows)])
+              for each, own in zip(made[:of_baseline], codes, strict=False)]
+    coded = _through_codes(device, fit, d, made[0])
 
     def baseline() -> list[list[float]]:
         return dense(given, x, errors, fit)
 
     def ours() -> list[list[float]]:
-        return streamed(iter(x[:fit].split(BLOCK)), iter(x[fit:].split(BLOCK)), 1, errors, fit)
+        return streamed(_blocks(x, codes, 0, fit), _blocks(x, codes, fit, rows), made, coded)
 
-    off = _apart(baseline(), ours())
-    times = timing.pairs(baseline, ours, device, pairs, limit).fields()
-    return times | {"difference": off, "products_seconds": _products(x, fit, device)}
+    off = _apart(baseline(), ours()[:of_baseline])
+    times = timing.pairs(baseline, ours, device, pairs, limit)
+    return times.fields(scale=saes / of_baseline) | {"difference": off, "through_codes": coded,
+                                                     "products_seconds": _products(x, fit, device, saes, coded)}
 
 
-def _products(x: Tensor, fit: int, device: str) -> float:
-    """Seconds of the products alone: half of XᵀX, XᵀY, and the predictions of the rows held out."""
+def _products(x: Tensor, fit: int, device: str, saes: int, coded: bool) -> float:
+    """Seconds of the dense products alone: half of XᵀX, and for each SAE the predictions held out, and XᵀSaeError
+    where it is not made of the codes."""
     square = x[:fit].T @ x[:fit]
-    return (1.5 * timing.seconds(lambda: torch.mm(x[:fit].T, x[:fit], out=square), device)
-            + timing.seconds(lambda: x[fit:] @ square, device))
+    whole = timing.seconds(lambda: torch.mm(x[:fit].T, x[:fit], out=square), device)
+    return whole / 2 + saes * (timing.seconds(lambda: x[fit:] @ square, device) + whole * (not coded))
 
 
-def _peak_here(side: str, device: str, rows: int, d: int) -> float:
-    with (peak_dense if side == "dense" else peak_streamed)(device, rows, d) as work:
+def _peak_here(side: str, device: str, **sizes: Any) -> float:
+    with (peak_dense if side == "dense" else peak_streamed)(device, **sizes) as work:
         return timing.peak_of(work, device)[0]
 
 
 @contextmanager
-def peak_dense(device: str, rows: int, d: int) -> Iterator[Any]:
+def peak_dense(device: str, rows: int, d: int, sae: Sequence[int]) -> Iterator[Any]:
     """Everything in memory, with no more copies than least squares itself makes."""
+    made = RandomSAE(d, sae, 0, device)
+
     def work() -> list[list[float]]:
         given, errors = torch.ones(rows, d + 1, device=device), torch.empty(rows, d, device=device)
         for begin, part in zip(range(0, rows, BLOCK), data.blocks(rows, d, device), strict=True):
             given[begin:begin + len(part), :d] = part
-            errors[begin:begin + len(part)] = data.error(part, 0)
+            errors[begin:begin + len(part)] = made.error(part, made.codes(part, begin))
         return dense(given, given[:, :d], [errors], round(0.61 * rows))
 
     yield work
 
 
 @contextmanager
-def peak_streamed(device: str, rows: int, d: int) -> Iterator[Any]:
+def peak_streamed(device: str, rows: int, d: int, sae: Sequence[int]) -> Iterator[Any]:
     """Block by block; where a block straddles the two parts of the rows, its rows go where they belong."""
-    fit = round(0.61 * rows)
+    fit, made = round(0.61 * rows), RandomSAE(d, sae, 0, device)
 
-    def fitted() -> Iterator[Tensor]:
-        for begin, part in zip(range(0, fit, BLOCK), data.blocks(rows, d, device), strict=False):
-            yield part[:fit - begin]
+    def drawn(begin: int, end: int) -> Iterator[Rows]:
+        first = begin // BLOCK * BLOCK
+        for at, part in zip(range(first, end, BLOCK), data.blocks(rows, d, device, first), strict=False):
+            index, value = made.codes(part, at)
+            own = slice(max(0, begin - at), end - at)
+            yield part[own], [(index[own], value[own])]
 
-    def held() -> Iterator[Tensor]:
-        first = fit // BLOCK * BLOCK
-        for begin, part in zip(range(first, rows, BLOCK), data.blocks(rows, d, device, first), strict=True):
-            yield part[max(0, fit - begin):]
-
-    yield lambda: streamed(fitted(), held(), 1, fit=fit)
-
-
-def ladder(device: str, rows: int, d: int, saes: int, of_baseline: int, pairs: int, limit: float) -> dict[str, Any]:
-    """Several SAEs at one site. The baseline fits ``of_baseline`` of them, and its seconds are scaled to all."""
-    fit, (x, given) = round(0.61 * rows), _whole(rows, d, device)
-
-    def baseline() -> list[list[float]]:
-        return [dense(given, x, [data.error(x, j)], fit)[0] for j in range(of_baseline)]
-
-    def ours() -> list[list[float]]:
-        return streamed(iter(x[:fit].split(BLOCK)), iter(x[fit:].split(BLOCK)), saes)
-
-    off = _apart(baseline(), ours()[:of_baseline])
-    times = timing.pairs(baseline, ours, device, pairs, limit)
-    return times.fields(scale=saes / of_baseline) | {"difference": off}
+    yield lambda: streamed(drawn(0, fit), drawn(fit, rows), [made], _through_codes(device, fit, d, made))

@@ -26,12 +26,13 @@ class Row:
     target_memory: float | None = None
 
 
-SURVEY = ("activations", "codes", "model", "regression", "saes", "survey", "topk")
+SURVEY = ("activations", "codes", "model", "products", "regression", "saes", "survey", "topk")
 ROWS = {
     "regression": Row("regress:regression", "regression of SaeError on x, one SAE, with held-out R²",
-                      "torch.linalg.lstsq in float32, everything in memory", "times", 4, ("regression",), 1 / 3),
+                      "torch.linalg.lstsq in float32, everything in memory", "times", 4, ("products", "regression"),
+                      1 / 3),
     "ladder": Row("regress:ladder", "the same for a ladder of SAEs at one site", "the same for each SAE", "times", 12,
-                  ("regression",)),
+                  ("products", "regression")),
     "survey": Row("passes:run", "survey, all passes, one SAE", "one forward pass to the site + one encoder product",
                   "of", 1.25, SURVEY),
     "survey-ladder": Row("passes:run", "survey of a whole ladder",
@@ -59,10 +60,12 @@ def _random(kind: str, width: int, k: int, d: int, limit: float = 10) -> Case:
     return _survey(limit, source="random", contexts=60, kept=823, d=d, saes_=[[kind, width, k]])
 
 
+KEPT = 246_900  # rows of 300 contexts of 823 kept tokens
+
 SHAPES: dict[str, dict[str, dict[str, Case]]] = {
     "toy": {
-        "regression": {"": {"rows": 1500, "d": 24, "pairs": 2, "limit": 5}},
-        "ladder": {"": {"rows": 1500, "d": 24, "saes": 3, "of_baseline": 2, "pairs": 2, "limit": 5}},
+        "regression": {"": {"rows": 1500, "d": 24, "sae": [64, 4], "pairs": 2, "limit": 5}},
+        "ladder": {"": {"rows": 1500, "d": 24, "sae": [64, 4], "saes": 3, "of_baseline": 2, "pairs": 2, "limit": 5}},
         "survey": {
             "topk": _survey(5, source="random", contexts=60, kept=40, d=24, saes_=[["topk", 64, 4]], bootstrap=50),
             "jumprelu": _survey(5, source="random", contexts=60, kept=40, d=24, saes_=[["jumprelu", 64, 4]],
@@ -80,9 +83,9 @@ SHAPES: dict[str, dict[str, dict[str, Case]]] = {
         "cost-contexts": {"": {"over": "contexts", "at": [12, 24], "source": "smoke", "saes_": [["topk", 256, 8]]}},
     },
     "default": {
-        "regression": {"d 2304": {"rows": 246_900, "d": 2304, "pairs": 3, "limit": 600}},
-        "ladder": {"8 SAEs, d 2304": {"rows": 246_900, "d": 2304, "saes": 8, "of_baseline": 2, "pairs": 3,
-                                      "limit": 900}},
+        "regression": {"d 2304": {"rows": KEPT, "d": 2304, "sae": [16_384, 32], "pairs": 3, "limit": 600}},
+        "ladder": {"8 SAEs, d 2304": {"rows": KEPT, "d": 2304, "sae": [16_384, 32], "saes": 8,
+                                      "of_baseline": 2, "pairs": 3, "limit": 900}},
         "survey": {"width 16,384": _survey(1800, source="smollm2", contexts=300,
                                            saes_=["artifact:smollm2-l15-w16384-k32"])},
         "survey-ladder": {"default ladder": _survey(2400, source="smollm2", contexts=300, saes_=[])},
@@ -102,9 +105,10 @@ SHAPES: dict[str, dict[str, dict[str, Case]]] = {
                                       "kept": 823, "d": 576, "saes_": [["topk", 4096, 32]]}},
     },
     "gemma": {
-        "regression": {f"d {d}": {"rows": 246_900, "d": d, "pairs": 3, "limit": 6} for d in (2304, 3584)},
-        "ladder": {f"8 SAEs, d {d}": {"rows": 246_900, "d": d, "saes": 8, "of_baseline": 2, "pairs": 2, "limit": 8}
-                   for d in (2304, 3584)},
+        "regression": {f"d {d}": {"rows": KEPT, "d": d, "sae": [16_384, 60], "pairs": 3, "limit": 6}
+                       for d in (2304, 3584)},
+        "ladder": {f"8 SAEs, d {d}": {"rows": KEPT, "d": d, "sae": [16_384, 60], "saes": 8, "of_baseline": 2,
+                                         "pairs": 2, "limit": 8} for d in (2304, 3584)},
         "pursuit": {f"d {d}, width {width:,}, L0 {k}": {"tokens": 1024, "d": d, "width": width, "k": k, "pairs": 3,
                                                         "limit": 4}
                     for d, width, k in ((2304, 16_384, 32), (2304, 16_384, 60), (3584, 131_072, 60))},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from . import cache
@@ -36,6 +37,17 @@ class Codes:
         index, value = (torch.from_numpy(np.fromfile(self.folder / name, kind, end - begin, offset=4 * begin))
                         for name, kind in (("index.i32", np.int32), ("value.f32", np.float32)))
         return index, value, torch.from_numpy(self.starts[rows.start:rows.stop] - begin).int()
+
+    @property
+    def mean_l0(self) -> float:
+        """Active latents a token."""
+        return float(self.starts[-1]) / max(1, len(self.starts) - 1)
+
+    def matrix(self, rows: slice, width: int) -> sparse.csr_array:
+        """The codes of some tokens as a sparse matrix float32 [rows, width]."""
+        index, value, starts = (part.numpy() for part in self.part(rows))
+        ends = np.append(starts, np.int32(len(index)))
+        return sparse.csr_array((value, index, ends), shape=(len(starts), width))
 
     def through(self, each: LoadedSAE, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """What the SAE itself gives for some tokens: Sae(x) float32 [rows, d_in], L0 [rows], which latents fired."""

@@ -27,6 +27,7 @@ from . import activations, cache, corpus, model, saes, survey
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
+from .products import CodedError
 from .regression import PROTOCOLS, Columns, Moments, Sums, clusters, solve
 from .saes import LoadedSAE
 from .survey import blocks
@@ -79,7 +80,11 @@ def cut(starts: np.ndarray, shards: int) -> list[Shard]:
 
 
 class _Part(survey.Sweep):
-    """A sweep over one shard whose moments begin with shifts that are given."""
+    """A sweep over one shard whose moments begin with shifts that are given.
+
+    All products are dense: sums through the codes are float32 from the first row to the last, so that adding up
+    shards would give them other roundings.
+    """
 
     shifts: Moments | None = None
 
@@ -88,6 +93,9 @@ class _Part(survey.Sweep):
         for name, each in (self.shifts.columns if self.shifts else {}).items():
             begun.columns[name] = Columns(each.shift, torch.zeros_like(each.total), torch.zeros_like(each.cross))
         return begun
+
+    def _coded(self) -> dict[str, CodedError]:
+        return {}
 
 
 class Sharded(survey.Sweep):

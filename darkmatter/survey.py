@@ -27,6 +27,7 @@ from . import activations, cache, codes, model, saes
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
+from .products import CodedError, cheaper
 from .regression import (
     MIN_SOURCES,
     PROTOCOLS,
@@ -242,13 +243,29 @@ class Sweep:
 
     def _pass_one(self) -> Moments:
         """Of x and every SaeError over the fitted rows, for b* (section 3)."""
-        moments = self._moments()
+        moments, coded = self._moments(), self._coded()
         for rows, x in self._batches():
             fit = self.fit[rows].to(self.device)
-            if fit.any():
-                moments.update(x[fit], ((each.name, (x - self._through(each, rows, x)[0])[fit])
-                                        for each in self.opened))
+            if not fit.any():
+                continue
+            fitted = x[fit]
+            moments.update(fitted, ((each.name, fitted - self._through(each, rows, x)[0][fit])
+                                    for each in self.opened if each.name not in coded))
+            shifted = fitted - moments.columns[""].shift.float() if coded else fitted
+            for each in self.opened:
+                if each.name in coded and (stored := self.codes[each.name]):
+                    coded[each.name].update(shifted, stored.matrix(rows, each.width)[fit.numpy()])
+        moments.columns |= {name: error.columns(moments.columns[""]) for name, error in coded.items()}
         return moments
+
+    def _coded(self) -> dict[str, CodedError]:
+        """The SAEs whose moments come sooner from their codes than from their errors, on a processor."""
+        if self.device.type != "cpu":
+            return {}
+        rows = int(self.fit.sum())
+        return {each.name: CodedError(each.sae.W_dec.data, each.sae.b_dec.data) for each in self.opened
+                if (stored := self.codes[each.name])
+                and cheaper(rows, each.sae.cfg.d_in, each.width, stored.mean_l0)}
 
     def _pass_two(self, maps: dict[str, LinearMap]) -> Moments:
         """Sums over the scored rows, the squared norms of all rows, and the moments for the maps that predict them."""

@@ -206,7 +206,8 @@ for row in done:
                        f"{number(row['forward_seconds'], 2)} s + {number(row['encoders_seconds'], 2)} s", row["ours_seconds"],
                        f"{number(rest, 2)} s is all else" if rest >= 0 else f"{number(-rest, 2)} s less: encoders choose in bfloat16, and the product alone is float32"))
     if "products_seconds" in row:
-        bounds.append((where, "half of XᵀX, XᵀY and the predictions held out, in float32", f"{number(row['products_seconds'], 2)} s", row["ours_seconds"],
+        left = "each SAE's" if row.get("through_codes") else "each SAE's XᵀSaeError and"
+        bounds.append((where, f"half of XᵀX, {left} predictions held out, in float32", f"{number(row['products_seconds'], 2)} s", row["ours_seconds"],
                        f"the products alone would be {number(row['baseline_seconds'] / row['products_seconds'], 2)} times as fast as the baseline"))
     if "floor_tokens_a_second" in row:
         share = row["tokens_a_second"] / row["floor_tokens_a_second"]
