@@ -64,8 +64,13 @@ class Codes:
 
 def of(each: LoadedSAE, acts: Activations) -> Codes | None:
     """The SAE's codes of the kept tokens, made once; None for an SAE whose output is not Σ value · W_dec + b_dec."""
-    if not _is_linear(each, acts.x[:64]):
-        return None
+    linear = _is_linear(each, acts.x[:64])
+    found = _stored(each, acts) if linear else None
+    each.forget()  # from here on the encoder is seldom needed
+    return found
+
+
+def _stored(each: LoadedSAE, acts: Activations) -> Codes:
     key = cache.key(acts=acts.key, sae=each.digest, version=1)
     folder = cache.root() / "codes" / key
     with cache.lock(key):

@@ -58,8 +58,13 @@ class LoadedSAE:
         weights = self.sae.W_enc.data
         if weights.device not in self._made:
             self._made.clear()
+            self.sae.W_enc.data = weights = weights.T.contiguous().T  # a latent's weights lie together: no second copy
             self._made[weights.device] = Products(weights.T, self.sae.b_enc.data)
         return self._made[weights.device]
+
+    def forget(self) -> None:
+        """Free what encoding keeps beside the weights; the next encoding makes it again."""
+        self._made.clear()
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ from .saes import LoadedSAE
 
 VECTORS = ("x", "sae", "error", "linear", "nonlinear")
 COLUMNS = (*(f"{name}_norm2" for name in VECTORS), "l0", "error_norm2_hat")
-ROWS = 2048  # rows in memory at once, about
+ROWS = 1024  # rows in memory at once, about
 COUNTED = "a count over all kept tokens, not a sample"
 
 

@@ -22,6 +22,7 @@ GROUP = 8  # columns whose maxima are looked at first
 SPARE = 24  # rows compared in float32 beside those asked for, at least
 HALF_ULP = 2.0**-8  # bfloat16 rounds by less than this share
 MOST_UNSURE, ENOUGH = 0.25, 256  # share of the x, of at least so many: above, float32 alone is as fast
+PART = 2048  # rows whose bounds are made at once
 SLACK = 1.05  # for the float32 sums of bfloat16 products
 
 
@@ -88,11 +89,7 @@ class Products:
         """Rows [m, d] and bias [m], float32; rows that lie together in memory are not copied."""
         self.rows, self.bias = rows.contiguous(), bias
         self.seen = self.unsure = 0  # x so far, and those for which all rows were multiplied again
-        low = rows.bfloat16()
-        rounding = (rows - low.float()).norm(dim=1) * SLACK
-        first = bias.bfloat16()
-        beside = [_above(rounding), _above(rows.norm(dim=1)), first, _above(bias - first.float())]
-        self.low = torch.cat([low, torch.stack(beside, 1)], 1)
+        self.low = torch.cat([_bounded(*part) for part in zip(self.rows.split(PART), bias.split(PART), strict=True)])
 
     def largest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Index [n, k] and value float32 [n, k], in falling order, for x [n, d] float32."""
@@ -115,6 +112,14 @@ class Products:
         sizes = [_above(x.norm(dim=1)), _above((x - low.float()).norm(dim=1)), *low.new_ones(2, len(x))]
         with products(allow_bf16_reduced_precision_reduction=False):  # rounded partial sums would break the bound
             return torch.cat([low, torch.stack(sizes, 1)], 1) @ self.low.T
+
+
+def _bounded(rows: Tensor, bias: Tensor) -> Tensor:
+    """Rows in bfloat16 with the four columns that bound their products: [m, d + 4]."""
+    low, first = rows.bfloat16(), bias.bfloat16()
+    rounding = (rows - low.float()).norm(dim=1) * SLACK
+    beside = [_above(rounding), _above(rows.norm(dim=1)), first, _above(bias - first.float())]
+    return torch.cat([low, torch.stack(beside, 1)], 1)
 
 
 def _above(values: Tensor) -> Tensor:

@@ -48,6 +48,13 @@ def test_after_three_kills_a_survey_gives_the_same_bits(toy: Path, tmp_path: Pat
     assert torture.torture(tmp_path, words, kills=3, seed=0, share=0.95) == []
 
 
+def test_pictures_are_compared_without_the_names_that_are_drawn_at_random() -> None:
+    picture = '<g id="defs-{a}"/><g id="clip{a}xy"/><path class="trace{b}" d="M{d}"/><g id="g{a}-cb{b}"/>'
+    one, two = picture.format(a="51e012", b="3c3ffa", d=12), picture.format(a="0a9bc7", b="51e012", d=12)
+    assert torture.drawn(one) == torture.drawn(two)
+    assert torture.drawn(one) != torture.drawn(picture.format(a="51e012", b="3c3ffa", d=13))
+
+
 def test_two_surveys_at_once_do_the_work_once_and_both_right(toy: Path, tmp_path: Path) -> None:
     place = torture.Place(tmp_path / "both")
     place.clear()
