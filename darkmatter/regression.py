@@ -82,7 +82,7 @@ class Columns:
     def moved(self, dx: Tensor, dy: Tensor, total_x: Tensor) -> "Columns":
         """The sums after adding dx [d] to every row of x (whose sum was `total_x`) and dy [k] to every y."""
         total = self.total + self.n * dy
-        cross = self.cross + torch.outer(dx, total) + torch.outer(total_x, dy)
+        cross = torch.addr(self.cross, dx, total).addr_(total_x, dy)
         return Columns(self.shift - dy, total, cross, self.n)
 
 
@@ -163,7 +163,7 @@ class Moments:
 
 def mirrored(lower: Tensor) -> Tensor:
     """The symmetric matrix [d, d] of which only the lower half is known."""
-    return lower.tril() + lower.tril(-1).T
+    return lower.tril().add_(lower.tril(-1).T)
 
 
 def _add_product(total: Tensor, u: Tensor, v: Tensor | None) -> None:
@@ -235,7 +235,7 @@ def _pseudo_inverse(x: Columns, size: Tensor, tolerance: float) -> tuple[Callabl
     """
     alive = x.cross.diagonal() > tolerance * size
     scale = torch.where(alive, x.cross.diagonal(), 1.0).rsqrt() * alive
-    gram = scale[:, None] * x.cross * scale
+    gram = (x.cross * scale).mul_(scale[:, None])
     factor, failed = torch.linalg.cholesky_ex(gram)
     if not failed and x.n > len(gram) and factor.diagonal().min() ** 2 > tolerance:
         return lambda b: scale[:, None] * torch.cholesky_solve(scale[:, None] * b, factor), gram[:, :0]
