@@ -89,7 +89,9 @@ class Products:
         """Rows [m, d] and bias [m], float32; rows that lie together in memory are not copied."""
         self.rows, self.bias = rows.contiguous(), bias
         self.seen = self.unsure = 0  # x so far, and those for which all rows were multiplied again
-        self.low = torch.cat([_bounded(*part) for part in zip(self.rows.split(PART), bias.split(PART), strict=True)])
+        self.low = rows.new_empty(len(rows), rows.shape[1] + 4, dtype=torch.bfloat16)
+        for low, *part in zip(*(each.split(PART) for each in (self.low, self.rows, bias)), strict=True):
+            low.copy_(_bounded(*part))
 
     def largest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Index [n, k] and value float32 [n, k], in falling order, for x [n, d] float32."""
