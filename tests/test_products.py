@@ -62,6 +62,7 @@ def test_the_map_through_the_codes_is_least_squares() -> None:
     np.testing.assert_allclose(found.bias, expected[-1], atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:THE SAE 'wide' EXPLAINS LESS")  # random weights
 @pytest.mark.parametrize("protocol", ["strict", "paper", "authors-code"])
 def test_a_survey_through_the_codes_is_the_dense_survey(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     refs = surveyed(monkeypatch, acts(), loaded("topk", topk(48, 4)), loaded("wide", topk(96, 8)))
