@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from darkmatter.products import CodedError, cheaper
-from darkmatter.regression import Moments, Sums, r2_vector, r2_vector_weighted, resample, solve
+from darkmatter.regression import Moments, Sums, r2_vector, r2_vector_weighted, resample, shifted, solve
 
 from . import data, timing
 from .data import Codes, RandomSAE
@@ -45,9 +45,9 @@ def streamed(fitted: Iterator[Rows], held: Iterator[Rows], saes: Sequence[Random
     moments, coded = Moments(), [CodedError(each.decoder, each.bias) for each in saes if through_codes]
     for x, codes in fitted:
         moments.update(x, ((str(j), sae.error(x, codes[j])) for j, sae in enumerate(saes) if not coded))
-        shifted = x - moments.columns[""].shift.float() if coded else x
+        u = shifted(x, moments.columns[""].shift, wide=False) if coded else x
         for error, one in zip(coded, codes, strict=False):
-            error.update(shifted, _matrix(one, len(error.decoder)))
+            error.update(u, _matrix(one, len(error.decoder)))
     moments.columns |= {str(j): error.columns(moments.columns[""]) for j, error in enumerate(coded)}
     maps, sums = solve(moments), [Sums(1) for _ in saes]
     own = [maps[str(j)].to(torch.float32) for j in range(len(saes))]

@@ -129,8 +129,8 @@ class Moments:
             product = torch.zeros(x.shape[1], y.shape[1], dtype=WIDE if wide else torch.float32,
                                   device=_home(x) if wide else x.device)
             for a, b in zip(rows.split(CHUNK), targets.split(CHUNK), strict=True):
-                u = _shifted(a, shift_x, wide)
-                _add_product(product, u, None if name == "" else _shifted(b, to.shift, wide))
+                u = shifted(a, shift_x, wide)
+                _add_product(product, u, None if name == "" else shifted(b, to.shift, wide))
             to.cross += product.to(_home(x))
         to.total += total - len(y) * to.shift
         to.n += len(y)
@@ -175,7 +175,7 @@ def _add_product(total: Tensor, u: Tensor, v: Tensor | None) -> None:
         total[begin:, begin:end].addmm_(u[:, begin:].T, u[:, begin:end])
 
 
-def _shifted(values: Tensor, shift: Tensor, wide: bool) -> Tensor:
+def shifted(values: Tensor, shift: Tensor, wide: bool) -> Tensor:
     """values − shift in float64 where `wide`, else in float32."""
     values = values.to(_home(values)) if wide else values
     dtype = torch.promote_types(values.dtype, WIDE if wide else torch.float32)

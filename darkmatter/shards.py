@@ -5,7 +5,7 @@ shard that nobody works on; after each pass the shards' moments are added and so
 process that dies loses the shard it was at, nothing else.
 
 Shards begin where a single run's blocks begin, and their moments are shifted by the same first block, so that adding
-them up gives a single run's sums to the rounding of float64.
+them up gives a single run's sums to the rounding of float64, where that run's products are dense (``products``).
 """
 
 from __future__ import annotations

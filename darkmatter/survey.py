@@ -41,6 +41,7 @@ from .regression import (
     require_rows,
     resample,
     score,
+    shifted,
     solve,
     split,
     squared_norm,
@@ -251,10 +252,10 @@ class Sweep:
             fitted = x[fit]
             moments.update(fitted, ((each.name, fitted - self._through(each, rows, x)[0][fit])
                                     for each in self.opened if each.name not in coded))
-            shifted = fitted - moments.columns[""].shift.float() if coded else fitted
+            u = shifted(fitted, moments.columns[""].shift, wide=False) if coded else fitted
             for each in self.opened:
                 if each.name in coded and (stored := self.codes[each.name]):
-                    coded[each.name].update(shifted, stored.matrix(rows, each.width)[fit.numpy()])
+                    coded[each.name].update(u, stored.matrix(rows, each.width)[fit.numpy()])
         moments.columns |= {name: error.columns(moments.columns[""]) for name, error in coded.items()}
         return moments
 

@@ -56,7 +56,8 @@ def test_rows_are_the_same_however_they_are_read() -> None:
 
 
 @pytest.mark.parametrize("through_codes", [False, True])
-def test_both_regressions_are_numpys_least_squares(through_codes: bool) -> None:
+def test_both_regressions_are_numpys_least_squares(through_codes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regress, "BLOCK", 100)  # several blocks a side
     n, d, fit = 900, 8, 549
     saes = [data.RandomSAE(d, [32, 4], seed) for seed in range(2)]
     x, given, codes = regress._whole(n, d, saes, "cpu")
@@ -256,4 +257,5 @@ def test_every_row_runs_at_toy_size(tmp_path: Path, own_cache: Path) -> None:
     for row in rows:
         assert row["low"] <= row["ratio"] <= row["high"] and row["pairs"] >= 1
         assert "over" in row or row["low"] > 0, "the power of a cost so small may come out as anything"
+        assert all(point["seconds"] > 0 and point["mib"] >= 0 for point in row.get("points", []))
         assert row["versions"]["torch"] and row["sizes"]
