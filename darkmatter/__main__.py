@@ -191,11 +191,17 @@ def _decompose(arguments: Arguments) -> None:
 
 
 def _ship(arguments: Arguments) -> None:
-    """Train what is missing and pack the preset's SAEs into artifacts/, 8 bits a weight."""
+    """Train what is missing and pack the preset's SAEs, 8 bits a weight: into artifacts/, or artifacts/PRESET/."""
     from . import saes
 
+    preset = presets.load(arguments.preset)
+    suite = saes.ARTIFACTS / ("" if preset.name == presets.DEFAULT else preset.name)
+    suite.mkdir(exist_ok=True)
+    refs = [*preset.saes, *preset.elsewhere.values(), *preset.on_error.values()]
+    named = {Path(ref).name for ref in (ref.removeprefix("artifact:") for ref in refs if ref.startswith("artifact:"))}
     for name, folder in _trained(arguments, ship=True).items():
-        saes.ship(folder, saes.ARTIFACTS / f"{name}.safetensors")
+        if name in named or not named:
+            saes.ship(folder, suite / f"{name}.safetensors")
 
 
 def _export(arguments: Arguments) -> None:

@@ -38,10 +38,9 @@ class Codes:
                         for name, kind in (("index.i32", np.int32), ("value.f32", np.float32)))
         return index, value, torch.from_numpy(self.starts[rows.start:rows.stop] - begin).int()
 
-    @property
-    def mean_l0(self) -> float:
-        """Active latents a token."""
-        return float(self.starts[-1]) / max(1, len(self.starts) - 1)
+    def mean_l0(self, rows: slice) -> float:
+        """Active latents a token, of some tokens."""
+        return float(self.starts[rows.stop] - self.starts[rows.start]) / max(1, rows.stop - rows.start)
 
     def matrix(self, rows: slice, width: int) -> sparse.csr_array:
         """The codes of some tokens as a sparse matrix float32 [rows, width]."""

@@ -22,42 +22,61 @@ RECORDS = saes.ARTIFACTS / "convergence.json"
 
 
 def measure(preset: Preset, grid: Sequence[tuple[int, int]] | None = None) -> pd.DataFrame:
-    """One row for each SAE of the grid and share of its training: sae, width, k, share, tokens, and each of METRICS.
+    """One row for each SAE of the grid and share of its training: preset, sae, width, k, seed, share, tokens, distinct
+    tokens, and each of METRICS.
 
-    With NAME_low and NAME_high, its 95% interval, and NAME_n, the tokens it was scored on. Surveys what was not
-    surveyed yet. Raises DarkmatterError for an SAE that was not trained on this machine.
+    With NAME_low and NAME_high, its 95% interval, and NAME_n, the tokens it was scored on. SAEs with other seeds are
+    measured with the whole grid, at their end. Surveys what was not surveyed yet. Raises DarkmatterError for an SAE
+    that was not trained on this machine.
     """
     rows = []
-    for width, k in grid or preset.training.grid:
-        shipped = f"artifact:{training.name(preset, width, k)}"
-        end = finished(preset, shipped if shipped in preset.saes else f"train:{width}x{k}")
-        refs = {share: str(training.early(preset, width, k, share)) for share in SHARES} | {1.0: end}
+    for one, width, k in [(preset, *pair) for pair in grid] if grid else training.ladder(preset):
+        recipe, name = one.training, training.name(one, width, k)
+        shipped = next((ref for ref in preset.saes if ref.split(":")[-1].split("/")[-1] == name), None)
+        end = finished(one, shipped or f"train:{width}x{k}")
+        shares = SHARES if recipe.seed == preset.training.seed else ()
+        refs = {share: str(training.early(one, width, k, share)) for share in shares} | {1.0: end}
         result = survey.run(preset, list(refs.values()))
         for share, ref in refs.items():
-            rows.append({"sae": training.name(preset, width, k), "width": width, "k": k, "share": share,
-                         "tokens": round(share * preset.training.tokens),
+            rows.append({"preset": preset.name, "sae": shipped.removeprefix("artifact:") if shipped else name,
+                         "width": width, "k": k, "seed": recipe.seed, "share": share,
+                         "tokens": round(share * recipe.tokens), "distinct": recipe.distinct_tokens,
                          **metrics(result.rows.loc[result.rows.sae == result.names[ref]])})
     return pd.DataFrame(rows)
 
 
 def collect(preset: Preset) -> Path:
-    """Write ``measure`` of the preset's whole grid to artifacts/convergence.json."""
-    rows = measure(preset).to_dict("records")
-    cache.write_json(RECORDS, {"preset": preset.name, "rows": rows}, indent=1)
+    """Write ``measure`` of the preset's whole grid to artifacts/convergence.json, beside other presets' rows."""
+    others = [row for row in _known() if row["preset"] != preset.name]
+    cache.write_json(RECORDS, {"rows": others + measure(preset).to_dict("records")}, indent=1)
     return RECORDS
+
+
+def _known() -> list[dict[str, Any]]:
+    return json.loads(RECORDS.read_text())["rows"] if RECORDS.exists() else []
 
 
 def recorded(preset: Preset) -> pd.DataFrame:
     """``measure``: from the committed file for the preset that it was made of; else of the SAEs trained here."""
     if all(ref.startswith("artifact:") for ref in preset.saes):
-        known = json.loads(RECORDS.read_text()) if RECORDS.exists() else {"preset": "", "rows": []}
         names = {ref.removeprefix("artifact:") for ref in preset.saes}
-        return pd.DataFrame([row for row in known["rows"] if row["sae"] in names])
+        return pd.DataFrame([row for row in _known() if row["sae"] in names])
     sizes = [tuple(map(int, ref.removeprefix("train:").split("x"))) for ref in preset.saes if ref.startswith("train:")]
     if not sizes:
         raise DarkmatterError(f"The SAEs of the preset '{preset.name}' come without their checkpoints, so there is no "
                               "training to look back on.")
     return measure(preset, [(width, k) for width, k in sizes])
+
+
+def longest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of every SAE on record with a width and an L0 of ``recorded``'s rows, and their model: the rows at its end.
+
+    Empty where all of them are in ``rows`` already.
+    """
+    sizes = set(zip(rows.width, rows.k, strict=True)) if len(rows) else set()
+    found = [row for row in _known() if row["share"] == 1 and (row["width"], row["k"]) in sizes]
+    other = {row["preset"] for row in found} - (set(rows.preset) if len(rows) else set())
+    return pd.DataFrame(found if other else [])
 
 
 def finished(preset: Preset, ref: str) -> str:

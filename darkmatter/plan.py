@@ -91,7 +91,7 @@ class Need:
         """All SAEs in float32, their moments in float64, and a batch of dense latents; on a processor also the sums
         through the codes, of the SAEs that take them."""
         fit, widest = round(self.preset.fit_share * self.kept), max((each.width for each in self.saes), default=0)
-        coded = sum(4 * each.width * each.d for each in self.saes if cheaper(fit, each.d, each.width, each.l0))
+        coded = sum(12 * each.width * each.d for each in self.saes if cheaper(fit, each.d, each.width, each.l0))
         held = 4 * sum(each.weights for each in self.saes) + 8 * self.d**2 * (3 + 2 * len(self.saes))
         return held + 3 * 4 * max(widest, DENSE) + processor * coded
 

@@ -137,7 +137,8 @@ def _opened(ref: str, preset: Preset) -> tuple[SAE[Any], dict[str, Any], str]:
 def _artifact(name: str) -> tuple[SAE[Any], dict[str, Any], str]:
     path = ARTIFACTS / f"{name}.safetensors"
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in ARTIFACTS.glob("*.safetensors"))) or "none"
+        known = ", ".join(sorted(str(p.relative_to(ARTIFACTS).with_suffix("")) for p in ARTIFACTS.rglob("*.safetensors")
+                                 )) or "none"
         raise DarkmatterError(f"No SAE '{name}' ships with this book; there are: {known}.")
     try:
         with safe_open(path, "pt") as file:
@@ -147,7 +148,7 @@ def _artifact(name: str) -> tuple[SAE[Any], dict[str, Any], str]:
         raise DarkmatterError(f"{path} is damaged ({error}); fetch the repository's files again.") from error
     sae = SAE.from_dict(json.loads(meta["config"]))
     sae.load_state_dict(unpack(packed))
-    return sae, json.loads(meta["record"]), name
+    return sae, json.loads(meta["record"]), name.replace("/", "-")
 
 
 def pack(sae: SAE[Any]) -> dict[str, Tensor]:

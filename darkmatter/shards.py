@@ -5,14 +5,15 @@ shard that nobody works on; after each pass the shards' moments are added and so
 process that dies loses the shard it was at, nothing else.
 
 Shards begin where a single run's blocks begin, and their moments are shifted by the same first block, so that adding
-them up gives a single run's sums to the rounding of float64, where that run's products are dense (``products``).
+them up gives a single run's sums to the rounding of float64. Whether moments come from the codes (``products``) is
+decided for the whole text, as a single run decides it.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from . import activations, cache, corpus, model, saes, survey
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
-from .products import CodedError
+from .products import GROUP, cheaper
 from .regression import PROTOCOLS, Columns, Moments, Sums, clusters, solve
 from .saes import LoadedSAE
 from .survey import blocks
@@ -53,7 +54,8 @@ def run(preset: Preset, shards: int, refs: Sequence[str] | None = None, protocol
         raise DarkmatterError(f"There is no protocol '{protocol}'; give one of {', '.join(PROTOCOLS)}.")
     opened = [saes.load(ref, preset) for ref in (refs or preset.saes)]
     whole = _places(preset, opened[0].sae.cfg.d_in)
-    sweep = partial(Sharded, cut(whole.starts, shards))
+    together = _blocks_together(opened, len(whole.position), model.device_of(preset))
+    sweep = partial(Sharded, cut(whole.starts, shards, together))
     found = survey.measure(preset, opened, whole, PROTOCOLS[protocol], sweep)
     return pd.DataFrame([{"sae": each.name, "width": each.width, "k": each.k} | row
                          for each in opened for row in found[each.name].rows])
@@ -69,33 +71,34 @@ def _places(preset: Preset, width: int) -> Activations:
     return Activations(torch.empty(0, width, dtype=torch.bfloat16), context, position, text, key)
 
 
-def cut(starts: np.ndarray, shards: int) -> list[Shard]:
-    """At most ``shards`` runs of contexts with about as many kept tokens each, cut between blocks."""
+def _blocks_together(opened: Sequence[LoadedSAE], rows: int, device: torch.device) -> int:
+    """How many blocks a shard must not cut: a group, where any SAE's moments may come from its codes."""
+    through = device.type == "cpu" and any(cheaper(rows, each.sae.cfg.d_in, each.width, each.k or 1)
+                                           for each in opened)
+    return GROUP if through else 1
+
+
+def cut(starts: np.ndarray, shards: int, together: int = 1) -> list[Shard]:
+    """At most ``shards`` runs of contexts with about as many kept tokens each, cut after each ``together`` blocks."""
     if shards < 1:
         raise DarkmatterError(f"A survey in {shards} shards was asked for; give at least 1.")
-    edges = np.array(blocks(starts))
+    edges = np.array([*blocks(starts)[:-1:together], len(starts) - 1])
     goals = np.linspace(0, starts[-1], shards + 1)
     ends = sorted({int(edges[np.abs(starts[edges] - goal).argmin()]) for goal in goals})
     return [Shard(slice(a, b), slice(int(starts[a]), int(starts[b]))) for a, b in itertools.pairwise(ends)]
 
 
 class _Part(survey.Sweep):
-    """A sweep over one shard whose moments begin with shifts that are given.
-
-    All products are dense: sums through the codes are float32 from the first row to the last, so that adding up
-    shards would give them other roundings.
-    """
+    """A sweep over one shard whose moments begin with shifts that are given."""
 
     shifts: Moments | None = None
+    through_codes: Collection[str] = ()
 
     def _moments(self) -> Moments:
         begun = Moments()
         for name, each in (self.shifts.columns if self.shifts else {}).items():
             begun.columns[name] = Columns(each.shift, torch.zeros_like(each.total), torch.zeros_like(each.cross))
         return begun
-
-    def _coded(self) -> dict[str, CodedError]:
-        return {}
 
 
 class Sharded(survey.Sweep):
@@ -108,7 +111,7 @@ class Sharded(survey.Sweep):
         self.clusters, self._cached = clusters(acts.text.source), {}
         ends = [shard.contexts.stop for shard in shards]
         self.key = cache.key(acts=acts.key, saes=[each.digest for each in opened], fit=_digest(fit), ends=ends,
-                             scored=_digest(scored), intercept=intercept, version=1)
+                             scored=_digest(scored), intercept=intercept, version=2)
         self.loaded: model.LoadedModel | None = None
 
     def run(self) -> Sharded:
@@ -121,8 +124,8 @@ class Sharded(survey.Sweep):
     # One pass of one shard
 
     def _one(self, shard: Shard) -> Arrays:
-        part = self._part(shard)
-        part.shifts = self._head()._pass_one()
+        part, head = self._part(shard), self._head()
+        part.shifts, part.through_codes = head._pass_one(), head.sooner(int(self.fit.sum()))
         return _arrays_of(part._pass_one())
 
     def _two(self, shard: Shard) -> Arrays:
@@ -157,9 +160,7 @@ class Sharded(survey.Sweep):
 
     def _head(self) -> _Part:
         """The first block with fitted rows, by whose means a single run shifts its moments."""
-        edges, starts = blocks(self.acts.starts), self.acts.starts
-        a, b = next((a, b) for a, b in itertools.pairwise(edges) if self.fit[starts[a]:starts[b]].any())
-        return self._part(Shard(slice(a, b), slice(int(starts[a]), int(starts[b]))))
+        return self._part(Shard(*self.first_block()))
 
     def _read(self, shard: Shard) -> Activations:
         """The shard's activations: read back, or from a forward pass over its contexts."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ from . import activations, cache, codes, model, saes
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
-from .products import CodedError, cheaper
+from .products import GROUP, CodedError, cheaper
 from .regression import (
     MIN_SOURCES,
     PROTOCOLS,
@@ -204,6 +204,8 @@ def blocks(starts: np.ndarray) -> list[int]:
 class Sweep:
     """The three passes for one choice of fitted and scored rows."""
 
+    through_codes: Collection[str] | None = None  # whose moments come from their codes, where that is decided elsewhere
+
     def __init__(self, preset: Preset, opened: list[LoadedSAE], acts: Activations, fit: np.ndarray,
                  scored: np.ndarray, intercept: bool) -> None:
         self.preset, self.opened, self.acts, self.intercept = preset, opened, acts, intercept
@@ -244,8 +246,13 @@ class Sweep:
 
     def _pass_one(self) -> Moments:
         """Of x and every SaeError over the fitted rows, for b* (section 3)."""
-        moments, coded = self._moments(), self._coded()
-        for rows, x in self._batches():
+        moments = self._moments()
+        names = self.sooner(int(self.fit.sum())) if self.through_codes is None else self.through_codes
+        coded = {each.name: CodedError(each.sae.W_dec.data, each.sae.b_dec.data)
+                 for each in self.opened if each.name in names}
+        for i, (rows, x) in enumerate(self._batches()):
+            for error in coded.values() if i and i % GROUP == 0 else ():
+                error.close()
             fit = self.fit[rows].to(self.device)
             if not fit.any():
                 continue
@@ -259,14 +266,25 @@ class Sweep:
         moments.columns |= {name: error.columns(moments.columns[""]) for name, error in coded.items()}
         return moments
 
-    def _coded(self) -> dict[str, CodedError]:
-        """The SAEs whose moments come sooner from their codes than from their errors, on a processor."""
+    def sooner(self, rows: int) -> set[str]:
+        """The SAEs whose moments over so many rows come sooner from their codes than from their errors, on a processor.
+
+        How many latents are active is read off the first block, which every shard of a text can see.
+        """
         if self.device.type != "cpu":
-            return {}
-        rows = int(self.fit.sum())
-        return {each.name: CodedError(each.sae.W_dec.data, each.sae.b_dec.data) for each in self.opened
-                if (stored := self.codes[each.name])
-                and cheaper(rows, each.sae.cfg.d_in, each.width, stored.mean_l0)}
+            return set()
+        _, first = self.first_block()
+        return {each.name for each in self.opened if (stored := self.codes[each.name])
+                and cheaper(rows, each.sae.cfg.d_in, each.width, stored.mean_l0(first))}
+
+    def first_block(self) -> tuple[slice, slice]:
+        """The contexts and the rows of the first block with fitted rows, by whose means moments are shifted."""
+        starts = self.acts.starts
+        for begin, end in pairwise(blocks(starts)):
+            rows = slice(int(starts[begin]), int(starts[end]))
+            if self.fit[rows].any():
+                return slice(begin, end), rows
+        raise DarkmatterError("No row of this text is fitted; give more text, or a larger fit_share.")
 
     def _pass_two(self, maps: dict[str, LinearMap]) -> Moments:
         """Sums over the scored rows, the squared norms of all rows, and the moments for the maps that predict them."""

@@ -132,6 +132,46 @@ if len(rows):
     the changes of the last column in mind.
     """))
 
+# %% [markdown]
+# ## More text, for longer
+#
+# The end of a training is not convergence: its learning rate was lowered, so FVU stopped falling because it was told to. The better
+# question is what the same recipe gives with more text. Another suite saw every token once, on several times as many different tokens.
+# Both went through the same survey of the same held-out sources.
+
+# %%
+longest = convergence.longest(rows)
+
+# %% tags=["hide-input"]
+if len(longest):
+    first = longest[longest.seed == 0].sort_values(["k", "width", "tokens"])
+    table = first.assign(**{label: [interval(*row) for row in first[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+                            for name, label in metrics.items()})
+    display(figures.table(
+        table[["width", "k", "tokens", "distinct", *metrics.values()]].rename(
+            columns={"k": "L0", "tokens": "training tokens", "distinct": "different tokens"}),
+        f"Finished SAEs of the same size, by how much they were trained on: value and 95% interval over held-out sources. "
+        f"n = {n:,} held-out tokens.", "tab-training-longer"))
+
+# %% tags=["hide-input"]
+if len(longest):
+    least, most = (first[first.tokens == tokens].set_index(["width", "k"]) for tokens in (first.tokens.min(), first.tokens.max()))
+    by = {name: (most[name] / least[name] - 1).dropna() for name in metrics}
+    one_l0 = {suite: side.xs(k, level="k").fvu_nonlinear for suite, side in (("less", least), ("more", most))}
+    seeds = longest[(longest.seed > 0) | longest.set_index(["preset", "width", "k"]).index.isin(
+        longest[longest.seed > 0].set_index(["preset", "width", "k"]).index)]
+    spread = [f"{len(some)} seeds at width {width:,} and L0 {l0}: " + ", ".join(
+        f"{metrics[name]} {number(some[name].min(), 3)} to {number(some[name].max(), 3)}" for name in ("fvu", "fvu_nonlinear", "r2_vector"))
+        for (width, l0), some in seeds.groupby(["width", "k"])]
+    said = "; ".join(f"{metrics[name]} by {number(100 * each.min(), 1)}% to {number(100 * each.max(), 1)}%" for name, each in by.items())
+    display(prose(f"""
+    With {number(first.tokens.max() / first.tokens.min(), 2)} times the tokens, each of them new, the metrics change over
+    {len(by['fvu'])} sizes: {said}. {f'For scale, {"; ".join(spread)}.' if spread else ''}
+
+    Along the widths of L0 {k} the largest FVU<sub>nonlinear</sub> is {number(one_l0['less'].max() / one_l0['less'].min(), 2)} times the
+    smallest with less training and {number(one_l0['more'].max() / one_l0['more'].min(), 2)} times with more.
+    """))
+
 # %% tags=["hide-cell"]
 for row in rows.to_dict("records"):
     for name in metrics:

@@ -12,6 +12,7 @@ import pytest
 from darkmatter import shards, survey
 from darkmatter.activations import Activations
 from darkmatter.errors import DarkmatterError
+from darkmatter.products import CodedError
 from darkmatter.regression import PROTOCOLS, Moments
 from darkmatter.shards import Shard, Sharded
 from tests import tiny, torture
@@ -33,6 +34,7 @@ def refs(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """Two SAEs on activations of contexts of unequal length; blocks of a few hundred rows."""
     acts = tiny.acts(lengths=LENGTHS)
     monkeypatch.setattr(survey, "ROWS", 300)
+    monkeypatch.setattr(shards, "cheaper", lambda *sizes: False)  # else shards of a group at least: this text is one
     monkeypatch.setattr(shards, "_places", lambda *_: replace(acts, x=acts.x[:0]))
     monkeypatch.setattr(Sharded, "_read", lambda self, shard: part_of(acts, shard))
     return tiny.surveyed(monkeypatch, acts, tiny.loaded("top", tiny.topk()),
@@ -41,10 +43,19 @@ def refs(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
 @pytest.mark.parametrize("count", [1, 5])
-def test_shards_add_up_to_a_single_run(protocol: str, count: int, refs: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("through_codes", [False, True])
+def test_shards_add_up_to_a_single_run(protocol: str, count: int, through_codes: bool, refs: tuple[str, ...],
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for room in (survey, shards):
+        monkeypatch.setattr(room, "cheaper", lambda *sizes: through_codes)
+        monkeypatch.setattr(room, "GROUP", 2)
+    monkeypatch.setattr(CodedError, "columns", lambda *given, own=CodedError.columns: used.append("") or own(*given))
     preset = tiny.preset()
     single = survey.run(preset, refs, [protocol]).rows
+    alone = len(used)
     merged = shards.run(preset, count, refs, protocol)
+    assert bool(alone) == bool(len(used) - alone) == through_codes, "both, or neither"
     assert list(merged.columns) == list(single.columns)
     words: list[str] = ["sae", "metric", "protocol", "n_fit", "n_eval", "sources", "note"]
     for column in words:
