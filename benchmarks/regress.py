@@ -16,7 +16,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from darkmatter.products import GROUP, CodedError, cheaper
+from darkmatter.products import CodedError, cheaper
 from darkmatter.regression import Moments, Sums, r2_vector, r2_vector_weighted, resample, shifted, solve
 
 from . import data, timing
@@ -44,8 +44,8 @@ def streamed(fitted: Iterator[Rows], held: Iterator[Rows], saes: Sequence[Random
     """The same from the package's moments, block by block; ``through_codes``: ZᵀX in place of XᵀSaeError."""
     moments, coded = Moments(), [CodedError(each.decoder, each.bias) for each in saes if through_codes]
     for i, (x, codes) in enumerate(fitted):
-        for error in coded if i and i % GROUP == 0 else ():
-            error.close()
+        for error in coded:
+            error.begin(i)
         moments.update(x, ((str(j), sae.error(x, codes[j])) for j, sae in enumerate(saes) if not coded))
         u = shifted(x, moments.columns[""].shift, wide=False) if coded else x
         for error, one in zip(coded, codes, strict=False):

@@ -198,9 +198,9 @@ def _ship(arguments: Arguments) -> None:
     suite = saes.ARTIFACTS / ("" if preset.name == presets.DEFAULT else preset.name)
     suite.mkdir(exist_ok=True)
     refs = [*preset.saes, *preset.elsewhere.values(), *preset.on_error.values()]
-    named = {Path(ref).name for ref in (ref.removeprefix("artifact:") for ref in refs if ref.startswith("artifact:"))}
+    named = {saes.artifact_name(ref) for ref in refs} - {""}
     for name, folder in _trained(arguments, ship=True).items():
-        if name in named or not named:
+        if name in named or not named:  # a preset that names none ships all that it trains
             saes.ship(folder, suite / f"{name}.safetensors")
 
 

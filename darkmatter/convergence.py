@@ -32,7 +32,7 @@ def measure(preset: Preset, grid: Sequence[tuple[int, int]] | None = None) -> pd
     rows = []
     for one, width, k in [(preset, *pair) for pair in grid] if grid else training.ladder(preset):
         recipe, name = one.training, training.name(one, width, k)
-        shipped = next((ref for ref in preset.saes if ref.split(":")[-1].split("/")[-1] == name), None)
+        shipped = next((ref for ref in preset.saes if saes.artifact_name(ref) == name), None)
         end = finished(one, shipped or f"train:{width}x{k}")
         shares = SHARES if recipe.seed == preset.training.seed else ()
         refs = {share: str(training.early(one, width, k, share)) for share in shares} | {1.0: end}
@@ -68,15 +68,15 @@ def recorded(preset: Preset) -> pd.DataFrame:
     return measure(preset, [(width, k) for width, k in sizes])
 
 
-def longest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of every SAE on record with a width and an L0 of ``recorded``'s rows, and their model: the rows at its end.
-
-    Empty where all of them are in ``rows`` already.
-    """
-    sizes = set(zip(rows.width, rows.k, strict=True)) if len(rows) else set()
-    found = [row for row in _known() if row["share"] == 1 and (row["width"], row["k"]) in sizes]
-    other = {row["preset"] for row in found} - (set(rows.preset) if len(rows) else set())
-    return pd.DataFrame(found if other else [])
+def suites(rows: pd.DataFrame) -> pd.DataFrame:
+    """The SAEs of ``recorded``'s rows at their end, and those on record of other suites, or with other seeds, of the
+    same model, site, width and L0. Empty where no other suite has any."""
+    own = rows.loc[rows.share == 1].to_dict("records") if len(rows) else []
+    names = {Path(row["sae"]).name for row in own}
+    known = [row for row in _known() if row["share"] == 1
+             and Path(row["sae"]).name.removesuffix(f"-s{row['seed']}") in names]
+    found = {(row["preset"], row["sae"]): row for row in known + own}
+    return pd.DataFrame(list(found.values()) if len({suite for suite, _ in found}) > 1 else [])
 
 
 def finished(preset: Preset, ref: str) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .regression import ROWS, WIDE, Columns, mirrored
 
-GROUP = 16  # blocks that are summed in float32: each float64 sum of all latents takes as long as ZᵀU of two blocks
+GROUP = 16  # blocks that are summed in float32: float64 sums of all latents after each take longer than ZᵀU (TRIED.md)
 SLOW = 20  # a sparse multiplication takes as long as so many of a dense product, on two cores
 WIDER = 2.5  # and one of a dense product in float64 as long as so many
 GAIN = 1.75  # times as fast as the dense product at least: the sums below take memory
@@ -58,8 +58,12 @@ class CodedError:
                                                  torch.from_numpy(turned.data), turned.shape, check_invariants=False)
         self.group.addmm_(of_latents, u)
 
-    def close(self) -> None:
-        """End a group of blocks."""
+    def begin(self, block: int) -> None:
+        """Say which block of the text comes next, from 0: with the first of a group, the group before is added."""
+        if block and block % GROUP == 0:
+            self._close()
+
+    def _close(self) -> None:
         self.products += self.group
         self.group.zero_()
 
@@ -69,7 +73,7 @@ class CodedError:
 
         ``of_x.shift`` is the shift that was taken off the rows.
         """
-        self.close()
+        self._close()
         cross = mirrored(of_x.cross)
         for products, rows in zip(self.products.split(ROWS), self.decoder.split(ROWS), strict=True):
             cross.addmm_(products.T, rows.to(WIDE), alpha=-1)

@@ -134,6 +134,11 @@ def _opened(ref: str, preset: Preset) -> tuple[SAE[Any], dict[str, Any], str]:
     return _directory(folder) if folder.is_dir() else _released(kind, rest)
 
 
+def artifact_name(ref: str) -> str:
+    """The name that 'artifact:NAME' or 'artifact:SUITE/NAME' was trained under; of any other reference ''."""
+    return Path(ref.removeprefix("artifact:")).name if ref.startswith("artifact:") else ""
+
+
 def _artifact(name: str) -> tuple[SAE[Any], dict[str, Any], str]:
     path = ARTIFACTS / f"{name}.safetensors"
     if not path.exists():

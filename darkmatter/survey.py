@@ -27,7 +27,7 @@ from . import activations, cache, codes, model, saes
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
-from .products import GROUP, CodedError, cheaper
+from .products import CodedError, cheaper
 from .regression import (
     MIN_SOURCES,
     PROTOCOLS,
@@ -251,8 +251,8 @@ class Sweep:
         coded = {each.name: CodedError(each.sae.W_dec.data, each.sae.b_dec.data)
                  for each in self.opened if each.name in names}
         for i, (rows, x) in enumerate(self._batches()):
-            for error in coded.values() if i and i % GROUP == 0 else ():
-                error.close()
+            for error in coded.values():
+                error.begin(i)
             fit = self.fit[rows].to(self.device)
             if not fit.any():
                 continue

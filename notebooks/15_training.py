@@ -136,16 +136,16 @@ if len(rows):
 # ## More text, for longer
 #
 # The end of a training is not convergence: its learning rate was lowered, so FVU stopped falling because it was told to. The better
-# question is what the same recipe gives with more text. Another suite saw every token once, on several times as many different tokens.
-# Both went through the same survey of the same held-out sources. Its text
-# is drawn from more kinds of documents, so the two differ by more than the number of tokens.
+# question is what the same recipe gives with more text. The book has two suites of the default's sizes. One saw its tokens twice; the
+# other saw four times as many different tokens, each once, from more kinds of documents. So the two differ by more than the number of
+# tokens. Both went through the same survey of the same held-out sources.
 
 # %%
-longest = convergence.longest(rows)
+finished = convergence.suites(rows)
 
 # %% tags=["hide-input"]
-if len(longest):
-    first = longest[longest.seed == 0].sort_values(["k", "width", "tokens"])
+if len(finished):
+    first = finished[finished.seed == 0].sort_values(["k", "width", "tokens"])
     table = first.assign(**{label: [interval(*row) for row in first[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
                             for name, label in metrics.items()})
     display(figures.table(
@@ -153,21 +153,23 @@ if len(longest):
             columns={"k": "L0", "tokens": "training tokens", "distinct": "different tokens"}),
         f"Finished SAEs of the same size, by how much they were trained on: value and 95% interval over held-out sources. "
         f"n = {n:,} held-out tokens.", "tab-training-longer"))
+else:
+    display(prose("No second suite of this model, site and sizes is on record."))
 
 # %% tags=["hide-input"]
-if len(longest):
+if len(finished):
     least, most = (first[first.tokens == tokens].set_index(["width", "k"]) for tokens in (first.tokens.min(), first.tokens.max()))
     by = {name: (most[name] / least[name] - 1).dropna() for name in metrics}
     one_l0 = {suite: side.xs(k, level="k").fvu_nonlinear for suite, side in (("less", least), ("more", most))}
-    seeds = longest[(longest.seed > 0) | longest.set_index(["preset", "width", "k"]).index.isin(
-        longest[longest.seed > 0].set_index(["preset", "width", "k"]).index)]
+    seeds = finished[(finished.seed > 0) | finished.set_index(["preset", "width", "k"]).index.isin(
+        finished[finished.seed > 0].set_index(["preset", "width", "k"]).index)]
     spread = [f"{len(some)} seeds at width {width:,} and L0 {l0}: " + ", ".join(
-        f"{metrics[name]} {number(some[name].min(), 3)} to {number(some[name].max(), 3)}" for name in ("fvu", "fvu_nonlinear", "r2_vector"))
+        f"{metrics[name]} {number(some[name].min(), 4)} to {number(some[name].max(), 4)}" for name in ("fvu", "fvu_nonlinear", "r2_vector"))
         for (width, l0), some in seeds.groupby(["width", "k"])]
     said = "; ".join(f"{metrics[name]} by {number(100 * each.min(), 1)}% to {number(100 * each.max(), 1)}%" for name, each in by.items())
     display(prose(f"""
-    With {number(first.tokens.max() / first.tokens.min(), 2)} times the tokens, each of them new, the metrics change over
-    {len(by['fvu'])} sizes: {said}. {f'For scale, {"; ".join(spread)}.' if spread else ''}
+    With {number(first.tokens.max() / first.tokens.min(), 2)} times the tokens the metrics change over
+    {len(by['fvu'])} sizes: {said}. These are changes of point values. {f'For scale, {"; ".join(spread)}.' if spread else ''}
 
     Along the widths of L0 {k} the largest FVU<sub>nonlinear</sub> is {number(one_l0['less'].max() / one_l0['less'].min(), 2)} times the
     smallest with less training and {number(one_l0['more'].max() / one_l0['more'].min(), 2)} times with more.

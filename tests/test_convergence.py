@@ -61,11 +61,11 @@ def test_error_falls_with_training_and_the_file_is_read_back() -> None:
     assert convergence.recorded(shipped).fvu.tolist() == pytest.approx(rows.fvu.tolist())
     assert convergence.recorded(replace(shipped, saes=("artifact:another",), default_sae="")).empty
     assert convergence.recorded(preset()).fvu.tolist() == pytest.approx(rows.fvu.tolist())
-    assert convergence.longest(convergence.recorded(shipped)).empty, "no other suite is on record"
+    assert convergence.suites(convergence.recorded(shipped)).empty, "no other suite is on record"
 
 
 def test_a_suite_of_more_tokens_and_another_seed() -> None:
-    """Rows of two presets lie in one file; each preset's are found by its SAEs, the longest by their size."""
+    """Rows of two presets lie in one file; each preset's are found by its SAEs, all suites' by their SAEs' names."""
     few = preset(name="few", training=replace(preset().training, tokens=4000))
     more = preset(name="more", training=replace(preset().training, repeats=((WIDTH, K),)))
     name = training.name(more, WIDTH, K)
@@ -74,10 +74,11 @@ def test_a_suite_of_more_tokens_and_another_seed() -> None:
         convergence.collect(replace(each, saes=(f"train:{WIDTH}x{K}",), default_sae=""))
     assert len(convergence._known()) == 2 * 4 + 2, "what is collected again replaces what was"
     rows = convergence.recorded(few)
-    found = convergence.longest(rows.query("preset == 'few'"))
+    found = convergence.suites(rows.query("preset == 'few'"))
     assert sorted(zip(found.preset, found.tokens, found.seed, strict=True)) == [
         ("few", 4000, 0), ("more", 16_000, 0), ("more", 16_000, 1), ("more", 16_000, 2)]
     assert (found.share == 1).all()
+    assert convergence.suites(rows.query("preset == 'few'").assign(sae="another-l0-w32-k4")).empty, "of the same size, of another model"
 
 
 def test_an_sae_that_was_not_trained_here() -> None:

@@ -273,3 +273,9 @@ def test_weights_that_are_not_finite(weight: str, value: float, tmp_path: Path) 
     state[weight].view(-1)[7] = value
     save_file(state, folder / "sae_weights.safetensors")
     assert one_sentence(folder).startswith(f"{weight} of the SAE '{folder}' holds NaN or infinite values")
+
+
+@pytest.mark.parametrize(("ref", "name"), [("artifact:one", "one"), ("artifact:suite/one", "one"), ("train:8x2", ""),
+                                           ("artifacts/one", "")])
+def test_the_name_that_an_artifact_was_trained_under(ref: str, name: str) -> None:
+    assert saes.artifact_name(ref) == name

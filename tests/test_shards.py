@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from darkmatter import shards, survey
+from darkmatter import products, shards, survey
 from darkmatter.activations import Activations
 from darkmatter.errors import DarkmatterError
 from darkmatter.products import CodedError
@@ -49,6 +49,7 @@ def test_shards_add_up_to_a_single_run(protocol: str, count: int, through_codes:
     used: list[str] = []
     for room in (survey, shards):
         monkeypatch.setattr(room, "cheaper", lambda *sizes: through_codes)
+    for room in (products, shards):
         monkeypatch.setattr(room, "GROUP", 2)
     monkeypatch.setattr(CodedError, "columns", lambda *given, own=CodedError.columns: used.append("") or own(*given))
     preset = tiny.preset()
