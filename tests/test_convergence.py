@@ -78,7 +78,8 @@ def test_a_suite_of_more_tokens_and_another_seed() -> None:
     assert sorted(zip(found.preset, found.tokens, found.seed, strict=True)) == [
         ("few", 4000, 0), ("more", 16_000, 0), ("more", 16_000, 1), ("more", 16_000, 2)]
     assert (found.share == 1).all()
-    assert convergence.suites(rows.query("preset == 'few'").assign(sae="another-l0-w32-k4")).empty, "of the same size, of another model"
+    of_another = rows.query("preset == 'few'").assign(sae="another-l0-w32-k4")
+    assert convergence.suites(of_another).empty, "of the same size, of another model"
 
 
 def test_an_sae_that_was_not_trained_here() -> None:
