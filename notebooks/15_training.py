@@ -135,10 +135,10 @@ if len(rows):
 # %% [markdown]
 # ## More text, for longer
 #
-# The end of a training is not convergence: its learning rate was lowered, so FVU stopped falling because it was told to. The better
-# question is what the same recipe gives with more text. The book has two suites of the default's sizes. One saw its tokens twice; the
-# other saw four times as many different tokens, each once, from more kinds of documents. So the two differ by more than the number of
-# tokens. Both went through the same survey of the same held-out sources.
+# The end of a training is not convergence: by then the learning rate is zero, and FVU stands still whether or not it would have fallen
+# further. The better question is what the same recipe gives with more text. The book has two suites of the default's sizes. One saw its
+# tokens twice; the other saw four times as many different tokens, each once, from more kinds of documents. So the two differ by more than
+# the number of tokens. Both went through the same survey of the same held-out sources.
 
 # %%
 finished = convergence.suites(rows)
@@ -152,7 +152,7 @@ if len(finished):
         table[["width", "k", "tokens", "distinct", *metrics.values()]].rename(
             columns={"k": "L0", "tokens": "training tokens", "distinct": "different tokens"}),
         f"Finished SAEs of the same size, by how much they were trained on: value and 95% interval over held-out sources. "
-        f"n = {n:,} held-out tokens.", "tab-training-longer"))
+        f"Tokens are those asked for. n = {n:,} held-out tokens.", "tab-training-longer"))
 else:
     display(prose("No second suite of this model, site and sizes is on record."))
 
@@ -169,7 +169,7 @@ if len(finished):
     said = "; ".join(f"{metrics[name]} by {number(100 * each.min(), 1)}% to {number(100 * each.max(), 1)}%" for name, each in by.items())
     display(prose(f"""
     With {number(first.tokens.max() / first.tokens.min(), 2)} times the tokens the metrics change over
-    {len(by['fvu'])} sizes: {said}. These are changes of point values. {f'For scale, {"; ".join(spread)}.' if spread else ''}
+    {len(by['fvu'])} sizes: {said}. These are changes of point values; {{numref}}`tab-training-longer` has the intervals. {f'For scale, {"; ".join(spread)}.' if spread else ''}
 
     Along the widths of L0 {k} the largest FVU<sub>nonlinear</sub> is {number(one_l0['less'].max() / one_l0['less'].min(), 2)} times the
     smallest with less training and {number(one_l0['more'].max() / one_l0['more'].min(), 2)} times with more.
