@@ -57,7 +57,7 @@ def streamed(fitted: Iterator[Rows], held: Iterator[Rows], saes: Sequence[Random
         ids = torch.zeros(len(x), dtype=torch.long)
         for j, sae in enumerate(saes):
             e = sae.error(x, codes[j])
-            sums[j].add_error(ids, e, e - own[j](x))
+            sums[j].add_error(ids, e, own[j](x).sub_(e))  # only the residuals' squares count
     totals = [resample(each, np.zeros(1, np.int64), n=0) for each in sums]
     return [[float(r2_vector(t)[0]), float(r2_vector_weighted(t)[0])] for t in totals]
 

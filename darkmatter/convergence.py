@@ -79,6 +79,17 @@ def suites(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(list(found.values()) if len({suite for suite, _ in found}) > 1 else [])
 
 
+def widest(rows: pd.DataFrame) -> pd.DataFrame:
+    """All rows, of the first seed, of the suite on record with most sizes among those with SAEs of the names in
+    ``recorded``'s rows. Empty where none has more sizes than these rows."""
+    own = {Path(row["sae"]).name for row in rows.to_dict("records")}
+    found = pd.DataFrame([row for row in _known() if row["seed"] == 0])
+    suites = [suite for _, suite in found.groupby("preset") if own & {Path(sae).name for sae in suite.sae}
+              ] if len(found) else []
+    most = max(suites, key=len, default=pd.DataFrame())
+    return most if len(most) and most.sae.nunique() > len(own) else pd.DataFrame()
+
+
 def finished(preset: Preset, ref: str) -> str:
     """The SAE for a preset with other fields: the directory of one that this preset trains, any other as it is."""
     if not ref.startswith("train:"):

@@ -19,7 +19,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from .regression import ROWS, WIDE, Columns, mirrored
+from .regression import ROWS, WIDE, Columns, add_narrow, mirrored
 
 GROUP = 16  # blocks that are summed in float32: float64 sums of all latents after each take longer than ZᵀU (TRIED.md)
 SLOW = 20  # a sparse multiplication takes as long as so many of a dense product, on two cores
@@ -64,7 +64,7 @@ class CodedError:
             self._close()
 
     def _close(self) -> None:
-        self.products += self.group
+        add_narrow(self.products, self.group)
         self.group.zero_()
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ FIT_SHARE = 0.61  # the paper fits on 150k of 247k tokens
 MIN_SOURCES, BLOCKS = 20, 40  # with fewer source documents, blocks of contexts take their place
 ROWS = 4096  # summed in float32: longer sums lose digits
 CHUNK = 1024  # rows shifted and multiplied at once: they stay in the processor's cache
+WIDENED = 64  # rows turned to float64 at once: they stay in the processor's cache
 STRIPS = 6  # of a symmetric product, of which only what lies below the diagonal is computed
 TOLERANCE = {"float32": 3e-6, "float64": 1e-12}  # of the rank: least pivot of a Gram matrix of unit diagonal
 WIDE = torch.float64
@@ -131,7 +132,7 @@ class Moments:
             for a, b in zip(rows.split(CHUNK), targets.split(CHUNK), strict=True):
                 u = shifted(a, shift_x, wide)
                 _add_product(product, u, None if name == "" else shifted(b, to.shift, wide))
-            to.cross += product.to(_home(x))
+            add_narrow(to.cross, product.to(_home(x)))
         to.total += total - len(y) * to.shift
         to.n += len(y)
 
@@ -173,6 +174,13 @@ def _add_product(total: Tensor, u: Tensor, v: Tensor | None) -> None:
         return
     for begin, end in pairwise(torch.linspace(0, u.shape[1], STRIPS + 1).long().tolist()):
         total[begin:, begin:end].addmm_(u[:, begin:].T, u[:, begin:end])
+
+
+def add_narrow(total: Tensor, part: Tensor) -> None:
+    """total += part, float64 and float32 [n, k], a few rows at a time: torch widens all of `part` in a copy first."""
+    rows = WIDENED if total.device.type == "cpu" else len(total)
+    for some, more in zip(total.split(rows), part.split(rows), strict=True):
+        some.add_(more)
 
 
 def shifted(values: Tensor, shift: Tensor, wide: bool) -> Tensor:

@@ -175,6 +175,86 @@ if len(finished):
     smallest with less training and {number(one_l0['more'].max() / one_l0['more'].min(), 2)} times with more.
     """))
 
+# %% [markdown]
+# ## Every width with other L0s
+#
+# The paper's Figures 2 and 3 lie on a grid of widths and L0s. It finds that, at a given L0, FVU$_\mathrm{nonlinear}$ hardly changes with
+# the width. The default suite can test that at one L0 only: training each size takes minutes to an hour, and shipping it takes room. The larger
+# suite was trained at more of them; their numbers are on record, and one command trains them again
+# (`python -m darkmatter train --preset suite-8m`). **Does FVU$_\mathrm{nonlinear}$ stay flat over widths at every L0?**
+
+# %%
+training = convergence.widest(rows)
+grid = training[training.share == 1] if len(training) else training
+
+
+# %% tags=["hide-input"]
+def over_widths(name: str) -> pd.DataFrame:
+    """One metric as value, low and high, for the grid's SAEs of the L0s that several widths have."""
+    several = grid[grid.groupby("k").width.transform("nunique") > 1].sort_values(["k", "width"])
+    return pd.DataFrame({"width": several.width, "L0": [f"L0 {k}" for k in several.k], "value": several[name],
+                         "low": several[f"{name}_low"], "high": several[f"{name}_high"]})
+
+
+if len(grid):
+    table = grid.sort_values(["k", "width"])
+    table = table.assign(**{label: [interval(*row) for row in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+                            for name, label in metrics.items()})
+    display(figures.table(
+        table[["k", "width", *metrics.values()]].rename(columns={"k": "L0"}),
+        f"The SAEs of `{grid.preset.iloc[0]}`, {int(grid.tokens.iloc[0]):,} training tokens each: value and 95% interval over held-out "
+        f"sources. n = {int(grid.fvu_n.iloc[0]):,} held-out tokens.", "tab-training-grid"))
+else:
+    display(prose("No suite with more sizes of this model and site is on record."))
+
+# %% tags=["hide-input"]
+if len(grid):
+    display(figures.finish(
+        figures.interval_points(over_widths("fvu_nonlinear"), "width", x_title="SAE width (latents)",
+                                y_title="FVU<sub>nonlinear</sub>", group="L0"),
+        "fig-training-grid-nonlinear", "FVU$_\\mathrm{nonlinear}$ over widths, one line an L0. Bars: 95% intervals over held-out sources, "
+        f"n = {int(grid.fvu_n.iloc[0]):,} tokens.", "Lines of the nonlinear share of variance over SAE width, one for each L0.",
+        paper="Figure 3"))
+
+# %% tags=["hide-input"]
+if len(grid):
+    display(figures.finish(
+        figures.interval_points(over_widths("r2_vector"), "width", x_title="SAE width (latents)",
+                                y_title="R² of the error vector", group="L0"),
+        "fig-training-grid-vector", f"$R^2$ of the error vector from $x$ over widths, one line an L0. n = {int(grid.fvu_n.iloc[0]):,} "
+        "held-out tokens.", "Lines of the R² of the error vector over SAE width, one for each L0.", paper="Figure 2"))
+
+# %% tags=["hide-input"]
+if len(grid):
+    ends = {k: side.set_index("width").sort_index() for k, side in grid.groupby("k") if side.width.nunique() > 1}
+    half = training[training.share == 0.5].set_index(["k", "width"]).fvu_nonlinear
+    since = grid.set_index(["k", "width"]).fvu_nonlinear / half - 1
+
+    def from_to(name: str, digits: int) -> str:
+        """A metric of the narrowest and the widest SAE of each L0."""
+        return "; ".join(f"{number(side[name].iloc[0], digits)} to {number(side[name].iloc[-1], digits)} at L0 {k}" for k, side in ends.items())
+
+    def overlap(side: pd.DataFrame) -> str:
+        """Whether the narrowest and the widest SAE's intervals overlap."""
+        first, last = side.iloc[0], side.iloc[-1]
+        apart = first.fvu_nonlinear_low > last.fvu_nonlinear_high or last.fvu_nonlinear_low > first.fvu_nonlinear_high
+        return "" if apart else ", overlapping intervals"
+
+    widths = [f"{width:,}" for width in (grid.width.min(), grid.width.max())]
+    display(prose(f"""
+    From width {widths[0]} to {widths[1]} FVU goes from {from_to('fvu', 3)}. FVU<sub>nonlinear</sub> goes from
+    {"; ".join(f"{number(side.fvu_nonlinear.iloc[0], 4)} to {number(side.fvu_nonlinear.iloc[-1], 4)} at L0 {k}{overlap(side)}" for k, side in ends.items())}.
+    Its largest value over the widths is
+    {"; ".join(f"{number(side.fvu_nonlinear.max() / side.fvu_nonlinear.min(), 2)} times the smallest at L0 {k}" for k, side in ends.items())};
+    FVU's is {"; ".join(f"{number(side.fvu.max() / side.fvu.min(), 2)} times at L0 {k}" for k, side in ends.items())}.
+    R² of the error vector goes from {from_to('r2_vector', 2)}.
+
+    Not all of these SAEs are equally near the end of what training can do. Over the second half of the training FVU<sub>nonlinear</sub> of the
+    narrowest and of the widest changed by
+    {"; ".join(f"{number(100 * since[k, side.index[0]], 1)}% and {number(100 * since[k, side.index[-1]], 1)}% at L0 {k}" for k, side in ends.items())}.
+    Where the widest still falls faster than the narrowest, more training would lower the right end of its line more than the left.
+    """))
+
 # %% tags=["hide-cell"]
 for row in rows.to_dict("records"):
     for name in metrics:

@@ -82,6 +82,20 @@ def test_a_suite_of_more_tokens_and_another_seed() -> None:
     assert convergence.suites(of_another).empty, "of the same size, of another model"
 
 
+def test_the_suite_with_most_sizes() -> None:
+    one, other = f"train:{WIDTH}x{K}", f"train:{WIDTH}x{K // 2}"
+    small = preset(name="small", training=replace(preset().training, tokens=4000))
+    grid = replace(preset(), name="grid", training=replace(preset().training, grid=((WIDTH, K), (WIDTH, K // 2))))
+    convergence.collect(replace(small, saes=(one,), default_sae=""))
+    rows = convergence.measure(small)
+    assert convergence.widest(rows).empty, "no suite has more sizes than these rows"
+    convergence.collect(replace(grid, saes=(one, other), default_sae=""))
+    found = convergence.widest(rows)
+    assert sorted(set(zip(found.preset, found.k, strict=True))) == [("grid", K // 2), ("grid", K)]
+    assert len(found) == 2 * 4 and (found.seed == 0).all()
+    assert convergence.widest(rows.assign(sae="another-l0-w32-k4")).empty, "of the same size, of another model"
+
+
 def test_an_sae_that_was_not_trained_here() -> None:
     with pytest.raises(DarkmatterError, match=r"no checkpoint of toy-l0-w32-k4-\w+ after 25% of its training here"):
         training.early(preset(), WIDTH, K, 1 / 4)

@@ -179,6 +179,16 @@ def test_tf32_and_autocast_do_not_reach_the_products() -> None:
     torch.testing.assert_close(found.weight, expected.weight, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("rows", [1, 64, 65, 200])
+def test_adding_float32_sums_in_strips_changes_no_bit(rows: int) -> None:
+    g = torch.Generator().manual_seed(rows)
+    total = torch.randn(rows, D, generator=g, dtype=torch.float64)
+    part = torch.randn(rows, D, generator=g)
+    expected = total + part.double()
+    reg.add_narrow(total, part)
+    assert torch.equal(total, expected)
+
+
 @pytest.mark.parametrize("products", ["float32", "float64"])
 def test_merge_of_two_equals_one_over_both(products: str) -> None:
     x, y = ill_conditioned()
