@@ -24,7 +24,6 @@ FIT_SHARE = 0.61  # the paper fits on 150k of 247k tokens
 MIN_SOURCES, BLOCKS = 20, 40  # with fewer source documents, blocks of contexts take their place
 ROWS = 4096  # summed in float32: longer sums lose digits
 CHUNK = 1024  # rows shifted and multiplied at once: they stay in the processor's cache
-DRAWS = 128  # of the bootstrap scored at once: each holds numbers of every dimension
 WIDENED = 64  # rows turned to float64 at once: they stay in the processor's cache
 STRIPS = 6  # of a symmetric product, of which only what lies below the diagonal is computed
 TOLERANCE = {"float32": 3e-6, "float64": 1e-12}  # of the rank: least pivot of a Gram matrix of unit diagonal
@@ -402,8 +401,7 @@ def interval(draws: Tensor, effective: float) -> tuple[float, float] | tuple[Non
 
 def score(totals: Mapping[str, Tensor], metric: str) -> Score:
     """A metric of `STATISTICS`, with its interval, from the totals of `resample`; the maps are held fixed."""
-    some = [{k: v[begin:begin + DRAWS] for k, v in totals.items()} for begin in range(0, len(totals["n"]), DRAWS)]
-    values, of_x = torch.cat([STATISTICS[metric](each) for each in some]), metric.startswith("fvu")
+    values, of_x = STATISTICS[metric](totals), metric.startswith("fvu")
     point = {k: v[0] for k, v in totals.items()}
     n, sources, effective = int(point["n"]), int(point["sources"]), float(point["effective"])
     if not values[0].isfinite():

@@ -201,11 +201,6 @@ def blocks(starts: np.ndarray) -> list[int]:
     return found
 
 
-def _those(values: Tensor, chosen: Tensor) -> Tensor:
-    """values[chosen], not copied where all are chosen, as most contexts are fitted on or scored whole."""
-    return values if bool(chosen.all()) else values[chosen]
-
-
 class Sweep:
     """The three passes for one choice of fitted and scored rows."""
 
@@ -261,7 +256,7 @@ class Sweep:
             fit = self.fit[rows].to(self.device)
             if not fit.any():
                 continue
-            fitted = _those(x, fit)
+            fitted = x[fit]
             moments.update(fitted, ((each.name, fitted - self._through(each, rows, x)[0][fit])
                                     for each in self.opened if each.name not in coded))
             u = shifted(fitted, moments.columns[""].shift, wide=False) if coded else fitted
@@ -299,27 +294,24 @@ class Sweep:
             scored, context = self.scored[rows].to(self.device), torch.from_numpy(self.acts.context[rows])
             ids = context[self.scored[rows]].long()
             if scored.any():
-                self.of_x.add_x(ids, _those(x, scored))
+                self.of_x.add_x(ids, x[scored])
             of_x, norms = squared_norm(x), {}
             for each in self.opened:
                 sae_x, l0, fired = self._through(each, rows, x)
-                of_sae, error = squared_norm(sae_x), x - sae_x
-                del sae_x
+                error = x - sae_x
                 linear = own[each.name](x)
-                of_linear = squared_norm(linear)
-                residual = torch.sub(error, linear, out=linear)
+                residual = error - linear
                 if scored.any():
-                    self.of_error[each.name].add_error(ids, _those(error, scored), _those(residual, scored))
+                    self.of_error[each.name].add_error(ids, error[scored], residual[scored])
                     active = l0.to(self.device)[scored].double()
                     self.l0[each.name].add_error(ids, active, active)
                 self.fired[each.name] |= fired.cpu()
-                own_norms = of_sae, squared_norm(error), of_linear, squared_norm(residual)
-                norms[each.name] = torch.stack([of_x, *own_norms], 1)
+                norms[each.name] = torch.stack([of_x, *map(squared_norm, (sae_x, error, linear, residual))], 1)
                 self.tokens[each.name][rows, :5] = norms[each.name].cpu()
                 self.tokens[each.name][rows, 5] = l0.cpu()
             fit = self.fit[rows].to(self.device)
             if fit.any():
-                moments.update(_those(x, fit), ((name, norm[fit]) for name, norm in norms.items()))
+                moments.update(x[fit], ((name, norm[fit]) for name, norm in norms.items()))
         return moments
 
     def _pass_three(self, maps: dict[str, LinearMap]) -> None:
