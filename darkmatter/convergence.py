@@ -72,7 +72,7 @@ def suites(rows: pd.DataFrame) -> pd.DataFrame:
     """The SAEs of ``recorded``'s rows at their end, and those on record of other suites, or with other seeds, of the
     same model, site, width and L0. Empty where no other suite has any."""
     own = rows.loc[rows.share == 1].to_dict("records") if len(rows) else []
-    names = {Path(row["sae"]).name for row in own}
+    names = _names(own)
     known = [row for row in _known() if row["share"] == 1
              and Path(row["sae"]).name.removesuffix(f"-s{row['seed']}") in names]
     found = {(row["preset"], row["sae"]): row for row in known + own}
@@ -82,12 +82,18 @@ def suites(rows: pd.DataFrame) -> pd.DataFrame:
 def widest(rows: pd.DataFrame) -> pd.DataFrame:
     """All rows, of the first seed, of the suite on record with most sizes among those with SAEs of the names in
     ``recorded``'s rows. Empty where none has more sizes than these rows."""
-    own = {Path(row["sae"]).name for row in rows.to_dict("records")}
-    found = pd.DataFrame([row for row in _known() if row["seed"] == 0])
-    suites = [suite for _, suite in found.groupby("preset") if own & {Path(sae).name for sae in suite.sae}
-              ] if len(found) else []
-    most = max(suites, key=len, default=pd.DataFrame())
-    return most if len(most) and most.sae.nunique() > len(own) else pd.DataFrame()
+    own, by_suite = _names(rows.to_dict("records")), {}
+    for row in _known():
+        if row["seed"] == 0:
+            by_suite.setdefault(row["preset"], []).append(row)
+    alike = [suite for suite in by_suite.values() if own & _names(suite)]
+    most = max(alike, key=lambda suite: len(_names(suite)), default=[])
+    return pd.DataFrame(most if len(_names(most)) > len(own) else [])
+
+
+def _names(rows: Sequence[dict[Any, Any]]) -> set[str]:
+    """The names that the SAEs of these rows were trained under."""
+    return {Path(row["sae"]).name for row in rows}
 
 
 def finished(preset: Preset, ref: str) -> str:

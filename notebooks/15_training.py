@@ -53,13 +53,19 @@ rows = convergence.recorded(p)
 metrics = {"fvu": "FVU", "fvu_nonlinear": "FVU<sub>nonlinear</sub>", "r2_vector": "R² of the error vector",
            "r2_norm": "R² of the squared error norm"}
 
+
 # %% tags=["hide-input"]
+def with_intervals(df: pd.DataFrame) -> pd.DataFrame:
+    """A table's rows with every metric and its interval in words, under the metric's label."""
+    return df.assign(**{label: [interval(*row) for row in df[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+                        for name, label in metrics.items()})
+
+
 if len(rows):
     k = int(rows.groupby("k").width.nunique().idxmax())  # the L0 that most widths have
     n = int(rows.fvu_n.iloc[0])
     ladder = rows[rows.k == k].sort_values(["width", "share"])
-    table = ladder.assign(**{label: [interval(*row) for row in ladder[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
-                             for name, label in metrics.items()})
+    table = with_intervals(ladder)
     display(figures.table(
         table[["width", "tokens", *metrics.values()]].rename(columns={"tokens": "training tokens"}),
         f"SAEs of L0 {k} after an eighth, a quarter, half and all of their training: value and 95% interval over held-out sources. "
@@ -146,8 +152,7 @@ finished = convergence.suites(rows)
 # %% tags=["hide-input"]
 if len(finished):
     first = finished[finished.seed == 0].sort_values(["k", "width", "tokens"])
-    table = first.assign(**{label: [interval(*row) for row in first[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
-                            for name, label in metrics.items()})
+    table = with_intervals(first)
     display(figures.table(
         table[["width", "k", "tokens", "distinct", *metrics.values()]].rename(
             columns={"k": "L0", "tokens": "training tokens", "distinct": "different tokens"}),
@@ -197,9 +202,7 @@ def over_widths(name: str) -> pd.DataFrame:
 
 
 if len(grid):
-    table = grid.sort_values(["k", "width"])
-    table = table.assign(**{label: [interval(*row) for row in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
-                            for name, label in metrics.items()})
+    table = with_intervals(grid.sort_values(["k", "width"]))
     display(figures.table(
         table[["k", "width", *metrics.values()]].rename(columns={"k": "L0"}),
         f"The SAEs of `{grid.preset.iloc[0]}`, {int(grid.tokens.iloc[0]):,} training tokens each: value and 95% interval over held-out "
