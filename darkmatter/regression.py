@@ -58,7 +58,7 @@ def _exact(device: torch.device) -> Iterator[None]:
 def _column_sums(rows: Tensor, power: int = 1) -> Tensor:
     """Σ of rows [n, ...], or of their squares, float64, a few at a time: they stay in the processor's cache."""
     total = torch.zeros(rows.shape[1:], dtype=WIDE, device=rows.device)
-    for some in rows.split(CHUNK // 2):
+    for some in rows.split(CHUNK // 2 if rows.device.type == "cpu" else len(rows)):
         total += (some if power == 1 else some.square()).sum(0, dtype=WIDE)
     return total
 
@@ -126,10 +126,11 @@ class Moments:
             self.columns[name] = Columns(shift, torch.zeros_like(shift), zeros)
         to, shift_x = self.columns[name], self.columns[""].shift
         wide = self.products == "float64" or (name != "" and y.dtype == WIDE)
+        chunk = CHUNK if x.device.type == "cpu" else ROWS
         for rows, targets in zip(x.split(ROWS), y.split(ROWS), strict=True):
             product = torch.zeros(x.shape[1], y.shape[1], dtype=WIDE if wide else torch.float32,
                                   device=_home(x) if wide else x.device)
-            for a, b in zip(rows.split(CHUNK), targets.split(CHUNK), strict=True):
+            for a, b in zip(rows.split(chunk), targets.split(chunk), strict=True):
                 u = shifted(a, shift_x, wide)
                 _add_product(product, u, None if name == "" else shifted(b, to.shift, wide))
             add_narrow(to.cross, product.to(_home(x)))

@@ -54,8 +54,9 @@ def run(preset: Preset, shards: int, refs: Sequence[str] | None = None, protocol
         raise DarkmatterError(f"There is no protocol '{protocol}'; give one of {', '.join(PROTOCOLS)}.")
     opened = [saes.load(ref, preset) for ref in (refs or preset.saes)]
     whole = _places(preset, opened[0].sae.cfg.d_in)
-    together = _blocks_together(opened, len(whole.position), model.device_of(preset))
-    sweep = partial(Sharded, cut(whole.starts, shards, together))
+    device = model.device_of(preset)
+    together = _blocks_together(opened, len(whole.position), device)
+    sweep = partial(Sharded, cut(whole.starts, shards, together, device.type))
     found = survey.measure(preset, opened, whole, PROTOCOLS[protocol], sweep)
     return pd.DataFrame([{"sae": each.name, "width": each.width, "k": each.k} | row
                          for each in opened for row in found[each.name].rows])
@@ -78,11 +79,11 @@ def _blocks_together(opened: Sequence[LoadedSAE], rows: int, device: torch.devic
     return GROUP if through else 1
 
 
-def cut(starts: np.ndarray, shards: int, together: int = 1) -> list[Shard]:
+def cut(starts: np.ndarray, shards: int, together: int = 1, device: str = "cpu") -> list[Shard]:
     """At most ``shards`` runs of contexts with about as many kept tokens each, cut after each ``together`` blocks."""
     if shards < 1:
         raise DarkmatterError(f"A survey in {shards} shards was asked for; give at least 1.")
-    edges = np.array([*blocks(starts)[:-1:together], len(starts) - 1])
+    edges = np.array([*blocks(starts, device)[:-1:together], len(starts) - 1])
     goals = np.linspace(0, starts[-1], shards + 1)
     ends = sorted({int(edges[np.abs(starts[edges] - goal).argmin()]) for goal in goals})
     return [Shard(slice(a, b), slice(int(starts[a]), int(starts[b]))) for a, b in itertools.pairwise(ends)]
@@ -108,7 +109,7 @@ class Sharded(survey.Sweep):
                  fit: np.ndarray, scored: np.ndarray, intercept: bool) -> None:
         self.shards, self.preset, self.opened, self.acts = shards, preset, opened, acts
         self.fit, self.scored, self.intercept = torch.from_numpy(fit), torch.from_numpy(scored), intercept
-        self.clusters, self._cached = clusters(acts.text.source), {}
+        self.clusters, self._cached, self.device = clusters(acts.text.source), {}, model.device_of(preset)
         ends = [shard.contexts.stop for shard in shards]
         self.key = cache.key(acts=acts.key, saes=[each.digest for each in opened], fit=_digest(fit), ends=ends,
                              scored=_digest(scored), intercept=intercept, version=2)

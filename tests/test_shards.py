@@ -75,13 +75,14 @@ def test_other_blocks_give_other_roundings(refs: tuple[str, ...], monkeypatch: p
     assert 1e-9 < apart < 1e-4
 
 
-def test_shards_are_cut_between_blocks_and_hold_every_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "ROWS", 100)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shards_are_cut_between_blocks_and_hold_every_context(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "ROWS", 100 // survey.MORE.get(device, 1))
     rng = np.random.default_rng(0)
     for _ in range(50):
         starts = np.concatenate([[0], rng.integers(0, 160, rng.integers(1, 30)).cumsum()])
-        edges, count = shards.blocks(starts), int(rng.integers(1, 9))
-        found = shards.cut(starts, count)
+        edges, count = shards.blocks(starts, device), int(rng.integers(1, 9))
+        found = shards.cut(starts, count, device=device)
         assert len(found) <= count
         assert [each.contexts.start for each in found] == [0, *(each.contexts.stop for each in found[:-1])]
         assert found[-1].contexts.stop == len(starts) - 1
