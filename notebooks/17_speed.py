@@ -157,13 +157,14 @@ The figures were taken {when}. Of {len(reached) + len(missed)} figures with a ta
 
 # %% tags=["hide-input"]
 shown = board[board["target"].notna()].iloc[::-1].reset_index(drop=True)
+shown["place"] = shown["row"].str.replace(" (", "<br>(", regex=False)  # two lines leave room for the points on a narrow page
 fig = go.Figure()
 for place, (machine, own) in enumerate(shown.groupby("machine", sort=False)):
     hue = list(figures.COLOURS)[place % len(figures.COLOURS)]
     ends = own[["met_low", "met_high"]].astype(float)
     middle = own["met_ratio"].astype(float)
     bars = {"type": "data", "symmetric": False, "array": ends.max(axis=1) - middle, "arrayminus": middle - ends.min(axis=1), "thickness": 1.6, "width": 4}
-    fig.add_scatter(x=middle, y=own["row"], name=machine, mode="markers", error_x=bars,
+    fig.add_scatter(x=middle, y=own["place"], name=machine, mode="markers", error_x=bars,
                     marker={"size": 10, "symbol": place, "color": colour(hue)}, customdata=own[["ratio", "target"]],
                     hovertemplate="%{y}: %{customdata[0]:.3g}, target %{customdata[1]:.3g}")
 fig.add_vline(x=1, line_width=1.5, line_dash="dash", line_color=colour("grey"))
@@ -175,7 +176,7 @@ figures.finish(fig, "fig-speed", "Every row with a target: how far its ratio is 
                "memory the target divided by the ratio, so that farther right is better everywhere, and right of the dashed line a target is reached. Points are medians over pairs; bars run from the smallest to the largest pair "
                "(quartiles where there are at least 8 pairs; rows measured once have none).",
                "; ".join(f"{each.row}{on(each.machine)} {number(each.met_ratio, 2)}" for each in shown.itertuples()) + " times its target.",
-               height=max(260, 90 + 26 * shown["row"].nunique())) if len(shown) else None
+               height=max(260, 90 + 34 * shown["row"].nunique())) if len(shown) else None
 
 # %% [markdown]
 # ## Every row
