@@ -176,7 +176,7 @@ figures.finish(fig, "fig-speed", "Every row with a target: how far its ratio is 
                "memory the target divided by the ratio, so that farther right is better everywhere, and right of the dashed line a target is reached. Points are medians over pairs; bars run from the smallest to the largest pair "
                "(quartiles where there are at least 8 pairs; rows measured once have none).",
                "; ".join(f"{each.row}{on(each.machine)} {number(each.met_ratio, 2)}" for each in shown.itertuples()) + " times its target.",
-               height=max(260, 90 + 34 * shown["row"].nunique())) if len(shown) else None
+               height=max(260, 90 + 40 * shown["row"].nunique())) if len(shown) else None
 
 # %% [markdown]
 # ## Every row
