@@ -54,7 +54,7 @@ def run(device: str, source: str, positions: int, pairs: int, limit: float) -> d
         return downstream.losses(loaded, preset.site, tokens, kept, some)
 
     off = float((baseline().mean(1) - ours().mean(1)).abs().max())
-    if not off < CLOSE[preset.dtype]:
+    if not off < CLOSE[model.dtype_of(preset)]:
         raise ValueError(f"The two sides differ by {off:.3g} nats in the mean loss.")
     times = timing.pairs(baseline, ours, device, pairs, limit)
     bound = downstream.bound(loaded, preset.site, tokens, kept, vectors,

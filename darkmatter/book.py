@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import cache, execution, pages, pairs, records
+from . import cache, execution, model, pages, pairs, records
 from . import preset as presets
 from .errors import DarkmatterError
 
@@ -70,8 +70,6 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
 
 def _jobs(preset: presets.Preset) -> int:
     """Notebooks at a time: two on a processor, where much of a notebook keeps one core busy; one on a GPU."""
-    from . import model  # imports torch
-
     return 2 if model.device_of(preset).type == "cpu" else 1
 
 
@@ -127,7 +125,8 @@ def run_key(source: Path, preset: presets.Preset, parameters: Mapping[str, Any],
     code = _code(source)
     runs = before if _mentions("load_all", code) else ()
     modules = {path.name: cache.sha256(path) for path in modules_used("\n".join(code))}
-    return cache.key(preset=preset.fields(), code=code, modules=modules, data=records.inputs(preset),
+    settings = preset.fields() | {"dtype": model.dtype_of(preset)}
+    return cache.key(preset=settings, code=code, modules=modules, data=records.inputs(preset),
                      parameters={name: parameters[name] for name in parameters if name != "preset"},
                      before=[run.folder.name for run in runs],
                      others=[cache.sha256(path) for path in elsewhere + _shown("\n".join(code))])

@@ -64,9 +64,7 @@ class Codes:
 def of(each: LoadedSAE, acts: Activations) -> Codes | None:
     """The SAE's codes of the kept tokens, made once; None for an SAE whose output is not Σ value · W_dec + b_dec."""
     linear = _is_linear(each, acts.x[:64])
-    found = _stored(each, acts) if linear else None
-    each.forget()  # from here on the encoder is seldom needed
-    return found
+    return _stored(each, acts) if linear else None
 
 
 def _stored(each: LoadedSAE, acts: Activations) -> Codes:

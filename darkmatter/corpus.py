@@ -11,7 +11,7 @@ import importlib.metadata
 import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,14 @@ class Corpus:
         """sha256 of the token matrix: the same on every machine."""
         return hashlib.sha256(np.ascontiguousarray(self.tokens, dtype="<i4").tobytes()).hexdigest()
 
+    def first(self, contexts: int | None) -> Corpus:
+        """Its first contexts alone; None: all."""
+        return replace(self, tokens=self.tokens[:contexts], source=self.source[:contexts])
+
 
 def evaluation(preset: Preset, tokenizer: Any) -> Corpus:
     """The contexts that the preset evaluates on, cached by everything that determines them."""
-    return _cached(preset, tokenizer, "evaluation", preset.contexts)
+    return _cached(preset, tokenizer, "evaluation", preset.contexts).first(preset.first_contexts)
 
 
 def training(preset: Preset, tokenizer: Any, contexts: int) -> Corpus:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from . import cache
+from . import cache, precision
 from .errors import DarkmatterError
 from .preset import Preset
 
@@ -44,6 +45,30 @@ def device_of(preset: Preset) -> torch.device:
         return torch.device(preset.device)
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+
+
+def dtype_of(preset: Preset) -> str:
+    """The name of the type that the preset's model runs in; 'auto' is the fast one on its device."""
+    if preset.dtype != "auto":
+        return preset.dtype
+    return str(precision.fast(device_of(preset))).removeprefix("torch.")
+
+
+def _require_device(device: torch.device) -> None:
+    """Raise DarkmatterError where this machine has no such device."""
+    count = torch.cuda.device_count()
+    here = {"cuda": (device.index or 0) < count, "mps": torch.backends.mps.is_available()}
+    if not here.get(device.type, True):
+        raise DarkmatterError(f"The preset asks for the device '{device}', which this machine does not have; say "
+                              "device: auto, or cpu.")
+
+
+def _warn_if_slow(preset: Preset) -> None:
+    """Say what bfloat16 costs where it is asked for by name and the processor has no kernel for it."""
+    device = device_of(preset)
+    if preset.dtype == "bfloat16" and precision.fast(device) != torch.bfloat16:
+        warnings.warn(f"The preset asks for bfloat16, in which this processor needs {precision.ratio():.1f} times as "
+                      "long as in float32; dtype: auto takes the faster of the two.", stacklevel=3)
 
 
 def directory(preset: Preset) -> str:
@@ -87,14 +112,16 @@ def load_tokenizer(preset: Preset) -> Any:
 
 
 def load(preset: Preset) -> LoadedModel:
-    """Open the preset's model through TransformerLens, on its device and in its dtype.
+    """Open the preset's model through TransformerLens, on its device and in its dtype (``dtype_of``).
 
-    Raises DarkmatterError when the model cannot be opened or has no such site.
+    Raises DarkmatterError when the model cannot be opened, or has no such site, or the machine no such device.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    _require_device(device_of(preset))
+    _warn_if_slow(preset)
     bridge = opened(preset, TransformerBridge.boot_transformers, device=str(device_of(preset)),
-                    dtype=getattr(torch, preset.dtype))
+                    dtype=getattr(torch, dtype_of(preset)))
     bridge.eval()
     tokenizer = load_tokenizer(preset)
     _fuse_attention(bridge)

@@ -6,6 +6,7 @@ runs.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 import warnings
@@ -82,7 +83,7 @@ class Need:
     @property
     def forward_memory(self) -> float:
         """Model and one batch in a forward pass: the stream, an MLP's insides, attention's scores where written out."""
-        half, length = torch.finfo(getattr(torch, self.preset.dtype)).bits // 8, self.preset.context_length
+        half, length = torch.finfo(getattr(torch, model.dtype_of(self.preset))).bits // 8, self.preset.context_length
         tokens = min(self.preset.batch_contexts, self.preset.contexts) * length
         scores = 3 * 4 * tokens * length * self.shape.heads if self.shape.eager else 0
         return half * (self.shape.parameters + tokens * (6 * self.shape.d + 3 * self.shape.ff)) + scores
@@ -137,6 +138,8 @@ def lines(preset: Preset, gpu: str = "") -> Iterator[str]:
     """
     if gpu and gpu not in GPUS:
         raise DarkmatterError(f"There is no datasheet for the GPU '{gpu}'; there are {', '.join(GPUS)}.")
+    if gpu and preset.dtype == "auto":
+        preset = dataclasses.replace(preset, dtype="bfloat16")
     need = of(preset)
     fit = round(need.kept * preset.fit_share)
     yield f"text      {preset.contexts:,} contexts of {preset.context_length:,}: {need.read:,} tokens read"
@@ -163,7 +166,7 @@ def troubles(need: Need, most: float, gpu: str = "") -> Iterator[str]:
     own, where = 0 if apart else PROCESS, f"the {gpu}" if gpu else "this machine"
     if need.forward_memory + own > most:
         smaller = "a smaller model, or a machine with more memory"
-        if preset.dtype == "float32":
+        if model.dtype_of(preset) == "float32":
             smaller = "dtype: bfloat16"
         if preset.batch_contexts > 1:
             smaller = f"batch_contexts: 1 (now {preset.batch_contexts})"
@@ -208,7 +211,7 @@ def memory(preset: Preset) -> float:
 def here(preset: Preset) -> Device:
     """This machine: its memory, and its speed at one product in the model's type and one in float32, measured now."""
     device = model.device_of(preset)
-    half, single = (_speed(device, dtype) for dtype in (getattr(torch, preset.dtype), torch.float32))
+    half, single = (_speed(device, dtype) for dtype in (getattr(torch, model.dtype_of(preset)), torch.float32))
     return Device(memory(preset), 2e12 if device.type == "cuda" else 2e10, half, single)
 
 

@@ -4,8 +4,7 @@ Gradient pursuit (Blumensath and Davies 2008) adds, in each step, the atom of la
 residual, moves all chosen weights once along the gradient, by the step that is best along it, and clips them at 0.
 Orthogonal matching pursuit takes the largest absolute inner product and solves for all weights, of either sign.
 
-The inner products of every atom with every residual bound the time. They are taken in bfloat16, which only nominates:
-a bound on its rounding says which atoms can still be the strongest, and those few are compared in float32.
+The inner products of every atom with every residual bound the time.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from .preset import Preset
 from .regression import Moments, Sums, clusters, fvu, fvu_nonlinear, require_rows, resample, solve
 from .saes import LoadedSAE
 from .scaling import Draws
-from .topk import HALF_ULP, largest, products, sampled_dot, weighted_rows
+from .topk import sampled_dot, weighted_rows
 
-NOMINATED = 16  # atoms compared in float32, of each token
 ROWS = 512  # tokens in memory at once: their scores stay in the processor's cache
 ZERO = 1e-6  # of the largest inner product there could be: what counts as none
 Rule = Literal["gradient", "orthogonal"]
@@ -49,33 +47,11 @@ class Code:
         return self.weight != 0
 
 
-class Dictionary:
-    """Atoms [m, d] with what ``strongest`` needs of them: their bfloat16 copy, its rounding and the longest norm."""
-
-    def __init__(self, atoms: Tensor) -> None:
-        self.rows = atoms.detach().float().contiguous()
-        self.low = self.rows.bfloat16()
-        self.norm = float(self.rows.norm(dim=1).max())
-        self.rounding = float((self.rows - self.low.float()).norm(dim=1).max())
-
-    def strongest(self, residual: Tensor, signed: bool = True) -> tuple[Tensor, Tensor]:
-        """The atom of largest (signed or absolute) inner product with each row of residual [n, d], and that product."""
-        low = residual.bfloat16()
-        with products(allow_bf16_reduced_precision_reduction=False):  # rounded partial sums would break the bound
-            score = low @ self.low.T
-        top, atom = largest(score if signed else score.abs_(), min(NOMINATED, len(self.rows)))
-        top = top.float()
-        off = (residual - low.float()).norm(dim=1) * self.norm + low.float().norm(dim=1) * self.rounding
-        least = top[:, 0] - 2.02 * off - 3 * HALF_ULP * top[:, 0].abs()  # Cauchy and Schwarz, and two rounded scores
-        product = sampled_dot(residual, self.rows, atom)
-        size = product if signed else product.abs()
-        best = torch.where(top >= least[:, None], size, -torch.inf).argmax(1, keepdim=True)
-        atom, product = atom.gather(1, best)[:, 0], product.gather(1, best)[:, 0]
-        if (unsure := top[:, -1] >= least).any():  # more than the nominated ones could be the strongest
-            exact = residual[unsure] @ self.rows.T
-            atom[unsure] = (exact if signed else exact.abs()).argmax(1)
-            product[unsure] = exact.gather(1, atom[unsure, None])[:, 0]
-        return atom, product
+def strongest(residual: Tensor, atoms: Tensor, signed: bool = True) -> tuple[Tensor, Tensor]:
+    """The atom of largest (signed or absolute) inner product with each row of residual [n, d], and that product."""
+    products = residual @ atoms.T
+    atom = (products if signed else products.abs()).argmax(1)
+    return atom, products.gather(1, atom[:, None])[:, 0]
 
 
 def pursue(x: Tensor, atoms: Tensor, steps: Tensor | int, rule: Rule = "gradient") -> Code:
@@ -88,26 +64,26 @@ def pursue(x: Tensor, atoms: Tensor, steps: Tensor | int, rule: Rule = "gradient
     most = max([1, *steps.tolist()])
     if most > len(atoms):
         raise DarkmatterError(f"A code of {most} atoms takes at least as many in the dictionary; it has {len(atoms)}.")
-    dictionary = Dictionary(atoms)
+    atoms = atoms.detach().float().contiguous()
     index = torch.zeros(len(x), most, dtype=torch.long, device=x.device)
     weight = torch.zeros(len(x), most, device=x.device)
     for rows in steps.argsort(descending=True, stable=True).split(ROWS):  # tokens that stop early come last
-        index[rows], weight[rows] = _batch(x[rows].float(), dictionary, steps[rows], most, rule)
+        index[rows], weight[rows] = _batch(x[rows].float(), atoms, steps[rows], most, rule)
     return Code(index, weight)
 
 
 @torch.no_grad()
-def _batch(x: Tensor, dictionary: Dictionary, steps: Tensor, most: int, rule: Rule) -> tuple[Tensor, Tensor]:
+def _batch(x: Tensor, atoms: Tensor, steps: Tensor, most: int, rule: Rule) -> tuple[Tensor, Tensor]:
     """``pursue`` for tokens with descending numbers of steps; inner products within a support are kept, not redone."""
-    n, atoms, residual = len(x), dictionary.rows, x
+    n, residual = len(x), x
     index, used = torch.zeros(n, most, dtype=torch.long, device=x.device), torch.zeros(n, most, dtype=torch.bool)
     weight, target, gram = x.new_zeros(n, most), x.new_zeros(n, most), x.new_zeros(n, most, most)
-    used, least = used.to(x.device), ZERO * x.norm(dim=1) * dictionary.norm
+    used, least = used.to(x.device), ZERO * x.norm(dim=1) * atoms.norm(dim=1).max()
     for t in range(most):
         m, s = int((steps > t).sum()), t + 1
         if not m:
             break
-        new, product = dictionary.strongest(residual[:m], signed=rule == "gradient")
+        new, product = strongest(residual[:m], atoms, signed=rule == "gradient")
         again = ((index[:m, :t] == new[:, None]) & used[:m, :t]).any(1)
         index[:m, t], used[:m, t] = new, ~again & (product.abs() > least[:m])
         row = atoms[new]

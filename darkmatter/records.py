@@ -23,7 +23,7 @@ import pandas as pd
 import psutil
 from IPython.core.getipython import get_ipython
 
-from . import cache
+from . import cache, model, precision
 from . import preset as presets
 from .errors import DarkmatterError
 
@@ -79,7 +79,7 @@ class Run:
         record = plain({
             "notebook": self.notebook, "preset": self.preset.name, "parameters": self.parameters,
             "settings": self.preset.fields(), "metrics": self.metrics, "claims": self.claims,
-            **provenance(self.preset.device), "data_hashes": inputs(self.preset),
+            **provenance(self.preset.device), "dtype": model.dtype_of(self.preset), "data_hashes": inputs(self.preset),
             "started": datetime.fromtimestamp(self.begun, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.begun, 1), "peak_memory_gib": _peak_memory(),
         })
@@ -146,7 +146,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
-    hardware = {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(),
+    hardware = {"processor": precision.processor(), "cores": os.cpu_count(), "system": platform.platform(),
                 "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)}
     return {"versions": versions, "commit": commit, "dirty": None if changes is None else bool(changes),
             "device": _device(device), "hardware": hardware}
@@ -188,8 +188,6 @@ def plain(value: Any) -> Any:
 def check_layer(preset: presets.Preset) -> None:
     """Stop a chapter before it computes anything when the model does not have the layer asked for."""
     from transformers import AutoConfig
-
-    from . import model
 
     layers = model.opened(preset, AutoConfig.from_pretrained).num_hidden_layers
     if model.layer_of(preset.site) >= layers:
@@ -243,11 +241,3 @@ def _device(name: str) -> str:
     if name != "auto" or torch is None:
         return "cpu" if name == "auto" else name
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from . import cache, training
 from .errors import DarkmatterError
 from .preset import Preset
-from .topk import Products, weighted_rows
+from .topk import weighted_rows
 
 ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
 
@@ -40,7 +40,6 @@ class LoadedSAE:
     """How it was trained, as far as it is known."""
     digest: str
     """Changes with the weights."""
-    _made: dict[torch.device, Products] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def width(self) -> int:
@@ -52,26 +51,12 @@ class LoadedSAE:
         """The L0 that a TopK SAE is built for; None for others."""
         return getattr(self.sae.cfg, "k", None)
 
-    @property
-    def _products(self) -> Products:
-        """Of the encoder's rows, made anew when the SAE moves to another device."""
-        weights = self.sae.W_enc.data
-        if weights.device not in self._made:
-            self._made.clear()
-            self.sae.W_enc.data = weights = weights.T.contiguous().T  # a latent's weights lie together: no second copy
-            self._made[weights.device] = Products(weights.T, self.sae.b_enc.data)
-        return self._made[weights.device]
-
-    def forget(self) -> None:
-        """Free what encoding keeps beside the weights; the next encoding makes it again."""
-        self._made.clear()
-
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and their activations, index and value [n, ·], of x [n, d_in] float32; a value of 0 is inactive."""
         if _plain_topk(self.sae):
             centred = x - self.sae.b_dec if self.sae.cfg.apply_b_dec_to_input else x
-            index, value = self._products.largest(centred, self.sae.cfg.k)
+            value, index = torch.addmm(self.sae.b_enc, centred, self.sae.W_enc).topk(self.sae.cfg.k)
             return index, value.relu()
         latents = self.sae.encode(x)
         most = int((latents != 0).sum(1).max())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import cache, convergence, saes, survey
+from . import cache, convergence, model, saes, survey
 from .preset import Preset
 from .regression import PROTOCOLS, STRICT
 
@@ -23,7 +23,7 @@ RECORDS = saes.ARTIFACTS / "sensitivity.json"
 
 def variants(preset: Preset) -> dict[str, dict[str, Any]]:
     """The fields of the preset that each variant changes, by the variant's name; the first changes none."""
-    other = "float32" if preset.dtype != "float32" else "bfloat16"
+    other = "float32" if model.dtype_of(preset) != "float32" else "bfloat16"
     return {
         "as in the book": {},
         "a quarter of the contexts": {"contexts": preset.contexts // 4},

@@ -361,13 +361,12 @@ class Sweep:
 
 def losses(preset: Preset, contexts: int, loaded: model.LoadedModel | None = None) -> np.ndarray:
     """Next-token cross entropy in nats, float32 [contexts, context_length − 1], of the first contexts; cached."""
-    loaded_text = activations.evaluation(preset, loaded).text
-    tokens = loaded_text.tokens[:contexts]
-    key = cache.key(text=loaded_text.digest, model=preset.model, dtype=preset.dtype, contexts=len(tokens), version=1)
+    text = activations.evaluation(preset, loaded).text.first(contexts)
+    key = cache.key(text=text.digest, model=preset.model, dtype=model.dtype_of(preset), version=2)
     path = cache.root() / "losses" / f"{key}.safetensors"
     with cache.lock(path.name):
         arrays = cache.load_arrays(path)
         if arrays is None:
-            arrays = {"losses": model.losses(loaded or model.load(preset), tokens)}
+            arrays = {"losses": model.losses(loaded or model.load(preset), text.tokens)}
             cache.save_arrays(path, **arrays)
     return arrays["losses"]

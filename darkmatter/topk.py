@@ -1,8 +1,8 @@
 """TopK training for sae-lens that touches only active latents: the same loss and gradients, several times as fast.
 
 ``SparseTopKTrainingSAE`` is registered with sae-lens as the training architecture 'sparse_topk' and saves stock 'topk'
-SAEs. The dense encoder product runs in bfloat16 to choose the latents; their values, the decoder and all gradients are
-float32 sums over the k chosen latents of each token (Gao et al. 2024, section 2.3 and appendix A.2).
+SAEs. The dense encoder product runs in the device's fast type to choose the latents; their values, the decoder and all
+gradients are float32 sums over the k chosen latents of each token (Gao et al. 2024, section 2.3 and appendix A.2).
 """
 
 from __future__ import annotations
@@ -18,12 +18,7 @@ from sae_lens import TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig, regi
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 
-GROUP = 8  # columns whose maxima are looked at first
-SPARE = 24  # rows compared in float32 beside those asked for, at least
-HALF_ULP = 2.0**-8  # bfloat16 rounds by less than this share
-MOST_UNSURE, ENOUGH = 0.25, 256  # share of the x, of at least so many: above, float32 alone is as fast
-PART = 2048  # rows whose bounds are made at once
-SLACK = 1.05  # for the float32 sums of bfloat16 products
+from . import precision
 
 
 def sampled_dot(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
@@ -46,23 +41,6 @@ def weighted_sums(index: Tensor, rows: Tensor, weight: Tensor, starts: Tensor) -
     return F.embedding_bag(index, rows, starts, per_sample_weights=weight, mode="sum")
 
 
-def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of values [n, m], in falling order, and their columns, as ``topk`` gives them.
-
-    It takes half of the time of ``topk`` for a few of many columns, and no longer than that for more.
-
-    A value among the k largest lies in one of the k groups of columns with the largest maxima.
-    """
-    n, m = values.shape
-    if values.is_cuda or m % GROUP or m // GROUP < 4 * k:
-        value, index = values.topk(k)
-        return value, index
-    grouped = values.view(n, GROUP, m // GROUP)  # a group's columns lie m / GROUP apart
-    group = grouped.amax(1).topk(k, sorted=False).indices
-    value, at = grouped.gather(2, group[:, None].expand(n, GROUP, k)).flatten(1).topk(k)
-    return value, group.gather(1, at % k) + at.div(k, rounding_mode="floor") * (m // GROUP)
-
-
 @contextmanager
 def products(**settings: Any) -> Iterator[None]:
     """CUDA's matrix products with these settings of ``torch.backends.cuda.matmul``; a CPU's are as they were."""
@@ -75,58 +53,6 @@ def products(**settings: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(backend, name, value)
-
-
-class Products:
-    """The largest of x · row + bias over many rows, exactly, though most products are taken in bfloat16.
-
-    Four columns beside a row hold its bias and a bound on the rounding of the rest (Cauchy and Schwarz), so that each
-    bfloat16 product is at least the exact one. The k + some largest of these are multiplied again in float32. Where the
-    last of them could still be among the k largest, all rows are; and if that happens often, so is all that follows.
-    """
-
-    def __init__(self, rows: Tensor, bias: Tensor) -> None:
-        """Rows [m, d] and bias [m], float32; rows that lie together in memory are not copied."""
-        self.rows, self.bias = rows.contiguous(), bias
-        self.seen = self.unsure = 0  # x so far, and those for which all rows were multiplied again
-        self.low = rows.new_empty(len(rows), rows.shape[1] + 4, dtype=torch.bfloat16)
-        for low, *part in zip(*(each.split(PART) for each in (self.low, self.rows, bias)), strict=True):
-            low.copy_(_bounded(*part))
-
-    def largest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Index [n, k] and value float32 [n, k], in falling order, for x [n, d] float32."""
-        some = k + max(SPARE, k // 4)
-        if some >= len(self.rows) or self.unsure > MOST_UNSURE * max(self.seen, ENOUGH):
-            value, index = torch.addmm(self.bias, x, self.rows.T).topk(k)
-            return index, value
-        bound, index = largest(self._bounds(x), some)
-        value, at = (sampled_dot(x, self.rows, index) + self.bias[index]).topk(k)
-        last = bound[:, -1].float()
-        index, unsure = index.gather(1, at), last + HALF_ULP * last.abs() >= value[:, -1]
-        self.seen, self.unsure = self.seen + len(x), self.unsure + int(unsure.sum())
-        if unsure.any():
-            value[unsure], index[unsure] = torch.addmm(self.bias, x[unsure], self.rows.T).topk(k)
-        return index, value
-
-    def _bounds(self, x: Tensor) -> Tensor:
-        """At least x · row + bias, but for the last rounding: bfloat16 [n, m]."""
-        low = x.bfloat16()
-        sizes = [_above(x.norm(dim=1)), _above((x - low.float()).norm(dim=1)), *low.new_ones(2, len(x))]
-        with products(allow_bf16_reduced_precision_reduction=False):  # rounded partial sums would break the bound
-            return torch.cat([low, torch.stack(sizes, 1)], 1) @ self.low.T
-
-
-def _bounded(rows: Tensor, bias: Tensor) -> Tensor:
-    """Rows in bfloat16 with the four columns that bound their products: [m, d + 4]."""
-    low, first = rows.bfloat16(), bias.bfloat16()
-    rounding = (rows - low.float()).norm(dim=1) * SLACK
-    beside = [_above(rounding), _above(rows.norm(dim=1)), first, _above(bias - first.float())]
-    return torch.cat([low, torch.stack(beside, 1)], 1)
-
-
-def _above(values: Tensor) -> Tensor:
-    """The values in bfloat16, none of them less than it was."""
-    return (values + HALF_ULP * values.abs()).bfloat16()
 
 
 class _Gather:
@@ -205,7 +131,8 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
         encoder = self.W_enc.T
         with torch.no_grad():
             norm = self.W_dec.norm(dim=-1)
-            scores = F.linear(centred.bfloat16(), (encoder * norm[:, None]).bfloat16(), (self.b_enc * norm).bfloat16())
+            fast = precision.fast(x.device)
+            scores = F.linear(centred.to(fast), (encoder * norm[:, None]).to(fast), (self.b_enc * norm).to(fast))
             index = scores.topk(self.cfg.k, dim=-1, sorted=False).indices
         out, value = _SparseAutoencoder.apply(centred, encoder, self.b_enc, self.W_dec, index)  # type: ignore[misc]
         reconstruction = out + self.b_dec

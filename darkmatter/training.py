@@ -187,7 +187,7 @@ def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) ->
     recipe, device = preset.training, _device(preset)
     torch.manual_seed(recipe.seed * 1_000_003 + width * 131 + k)
     meta = SAEMetadata(model_name=preset.model, hook_name=preset.site, context_size=preset.context_length,
-                       prepend_bos=preset.prepend_bos, model_dtype=preset.dtype)
+                       prepend_bos=preset.prepend_bos, model_dtype=model.dtype_of(preset))
     sae = SparseTopKTrainingSAE(SparseTopKTrainingSAEConfig(
         d_in=x.shape[1], d_sae=width, k=k, device=device, dtype="float32", metadata=meta,
         normalize_activations="expected_average_only_in", decoder_init_norm=0.5))

@@ -79,7 +79,7 @@ figures.table(
             ("numbers in an activation, `d_model`", f"{loaded.d_model:,}"),
             ("attention heads", f"{config.num_attention_heads}"),
             ("tokens it knows", f"{config.vocab_size:,}"),
-            ("arithmetic", f"{p.dtype} on {model.device_of(p)}"),
+            ("arithmetic", f"{model.dtype_of(p)} on {model.device_of(p)}"),
             ("site", f"`{p.site}`"),
             ("beginning-of-text token", "put before each context" if p.prepend_bos else "none"),
         ],
@@ -117,7 +117,7 @@ if p.model == model.BUILT_IN:
     answer in a chat, and here it reads plain text. And its weights are **4-bit, dequantised**: by number of weights the
     file holds {listed}. In Q4_1, 32 weights share a scale and a minimum and each takes one of 16 steps
     between; Q8_0 has 8 bits a weight, F32 is exact. They are turned back into ordinary numbers once and run
-    in {p.dtype}. So these are the activations of the quantised model, and not quite those of the one its makers
+    in {model.dtype_of(p)}. So these are the activations of the quantised model, and not quite those of the one its makers
     trained.
     """
 figures.prose(words)

@@ -165,7 +165,7 @@ prose(f"""
 {len(stack) * full:.1f} s ({len(stack) * full / together:.1f} times as long). The bound is what they share once and the rest for
 every version: {floor:.1f} s from the two timed alone. {'It is reached to within a fifth.'
 if together < 1.2 * floor else 'It is not reached on this run; with other work on the machine such timings are rough.'}
-With $x$ put back the mean loss of this context changes by {put_back:+.4f} nats, the rounding of {p.dtype}.
+With $x$ put back the mean loss of this context changes by {put_back:+.4f} nats, the rounding of {model.dtype_of(p)}.
 """)
 
 # %% [markdown]

@@ -94,9 +94,7 @@ codes = {
 
 # %% [markdown]
 # Every step of a pursuit takes the inner product of every atom with what is missing of every token. These products bound its speed.
-# They are taken in bfloat16 here, which only nominates atoms: a bound on the rounding error says which ones could be the strongest, and
-# those are compared in float32. The answer is that of the plain method (a test compares them); the next cell times the products
-# alone in float32.
+# The next cell times them alone. The atoms and weights are those of the plain, dense method (a test compares them).
 
 # %% tags=["hide-input"]
 block = (x - bias)[:pursuit.ROWS]
@@ -107,7 +105,7 @@ product = (time.perf_counter() - begun) / 3 / len(block)  # seconds a token and 
 speed, bound = len(x) / seconds, 1 / (product * float(steps.float().mean()))
 prose(f"""
 Gradient pursuit on {len(x):,} tokens with {each.width:,} atoms in {steps.float().mean():.0f} steps took {seconds:.1f} s:
-{speed:,.0f} tokens a second. The float32 products alone would allow {bound:,.0f}.
+{speed:,.0f} tokens a second. The products alone would allow {bound:,.0f}.
 """)
 
 # %% [markdown]

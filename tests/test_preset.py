@@ -62,7 +62,7 @@ def test_a_yaml_file_is_a_preset(tmp_path: Path) -> None:
         ({"saes": []}, "saes is []"),
         ({"default_sae": "other"}, "default_sae 'other' should be one of train:128x8"),
         ({"first_position": 255}, "leaves no position to keep"),
-        ({"dtype": "int8"}, "dtype is 'int8', but it should be 'bfloat16', 'float16' or 'float32'"),
+        ({"dtype": "int8"}, "dtype is 'int8', but it should be 'auto', 'bfloat16', 'float16' or 'float32'"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"site": "?"}, "site is '?'"),
         ({"fit_share": 1}, "fit_share is 1"),

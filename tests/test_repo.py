@@ -57,7 +57,7 @@ def test_nothing_can_run_what_a_file_says() -> None:
         assert not unsafe.search(path.read_text(encoding="utf-8")), path
 
 
-BASE = ["errors", "cache", "releases", "preset"]
+BASE = ["errors", "cache", "precision", "releases", "preset"]
 MEASURING = ["pile", "library", "repeats", "corpus", "model", "topk", "activations", "training", "saes", "codes",
              "regression", "products", "survey", "convergence", "sensitivity", "shards", "decompose", "baselines",
              "scaling", "sizes", "plan"]

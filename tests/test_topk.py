@@ -12,8 +12,8 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from darkmatter import saes, topk
-from darkmatter.topk import Products, SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig, sampled_dot, weighted_rows
+from darkmatter import precision, saes
+from darkmatter.topk import SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig, sampled_dot, weighted_rows
 from tests import tiny
 from tests.tiny import D, features
 
@@ -23,7 +23,7 @@ WIDTH, K, BATCH = 48, 5, 64
 @pytest.fixture
 def float32_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Choose the latents in float32, as sae-lens does, so that both classes choose the same ones."""
-    monkeypatch.setattr(Tensor, "bfloat16", Tensor.float)
+    monkeypatch.setattr(precision, "fast", lambda device: torch.float32)
 
 
 def pair(seed: int = 0) -> tuple[SparseTopKTrainingSAE, TopKTrainingSAE]:
@@ -103,7 +103,9 @@ def test_the_latents_and_their_values_are_those_of_sae_lens() -> None:
     assert torch.equal(dense > 0, theirs.feature_acts > 0)
 
 
-def test_choosing_in_bfloat16_costs_no_more_than_its_rounding() -> None:
+@pytest.mark.any_processor
+def test_choosing_in_bfloat16_costs_no_more_than_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "fast", lambda device: torch.bfloat16)
     sparse, _ = pair()
     x = batch()
     with torch.no_grad():
@@ -117,6 +119,7 @@ def test_choosing_in_bfloat16_costs_no_more_than_its_rounding() -> None:
     assert agree > 0.95
 
 
+@pytest.mark.any_processor
 @pytest.mark.usefixtures("float32_choice")
 def test_sae_lens_counts_firing_and_dead_latents_the_same() -> None:
     trainers = []
@@ -158,42 +161,3 @@ def test_a_checkpoint_loads_back_and_keeps_each_latents_weights_together(tmp_pat
     for name, weight in sparse.named_parameters():
         assert torch.equal(other.get_parameter(name), weight)
     assert sparse.W_enc.T.is_contiguous() and other.W_enc.T.is_contiguous()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("width", "k"), [(4096, 16), (4096, 1), (1000, 7), (48, 5), (64, 64)])
-def test_the_largest_values_are_those_of_topk(width: int, k: int, dtype: torch.dtype) -> None:
-    values = torch.randn(50, width, generator=torch.Generator().manual_seed(0)).to(dtype)
-    value, index = topk.largest(values, k)
-    assert torch.equal(value, values.topk(k).values) and torch.equal(values.gather(1, index), value)
-    assert all(len(row.unique()) == k for row in index)
-
-
-@pytest.mark.parametrize("spare", [1, 24, 5000])
-@pytest.mark.parametrize("k", [1, 16])
-def test_the_largest_products_are_exact_although_bfloat16_nominates(
-    k: int, spare: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pairs of rows that bfloat16 cannot tell apart, norms that differ, biases large and small: alone it is wrong."""
-    monkeypatch.setattr(topk, "SPARE", spare)
-    g = torch.Generator().manual_seed(3)
-    rows = torch.randn(2000, 64, generator=g) * torch.rand(2000, 1, generator=g).add(0.2)
-    rows[1::2] = rows[::2] * (1 + 2e-3 * torch.randn(1000, 64, generator=g))
-    bias = torch.randn(1000, generator=g) * torch.where(torch.arange(1000) % 100 == 0, 20.0, 0.01)
-    bias = bias.repeat_interleave(2)
-    x = torch.randn(300, 64, generator=g) + 3 * torch.randn(64, generator=g)
-    index, value = Products(rows, bias).largest(x, k)
-    exact = x.double() @ rows.double().T + bias.double()
-    best, where = exact.topk(k)
-    torch.testing.assert_close(value.double(), best, rtol=1e-5, atol=1e-4)
-    assert (index.sort(1).values == where.sort(1).values).all(1).float().mean() > 0.99
-    rough = (x.bfloat16() @ rows.bfloat16().T + bias.bfloat16()).float().topk(k).indices
-    assert (rough.sort(1).values == where.sort(1).values).all(1).float().mean() < 0.9
-
-
-def test_a_bfloat16_bound_is_never_below_the_product() -> None:
-    g = torch.Generator().manual_seed(4)
-    rows, x = torch.randn(500, 64, generator=g), torch.randn(200, 64, generator=g)
-    bias = 1e3 * torch.randn(500, generator=g)
-    bound = Products(rows, bias)._bounds(x).double()
-    assert bool((bound + topk.HALF_ULP * bound.abs() >= x.double() @ rows.double().T + bias.double()).all())
