@@ -27,7 +27,8 @@ import plotly.graph_objects as go
 from IPython.display import display
 from darkmatter import figures
 print("not shown", file=sys.stderr)
-display(figures.finish(go.Figure().add_bar(x=["a", "b"], y=[1.25, 2]), "fig-bars", "Two bars.", "Bars at 1.25 and 2"))
+fig = go.Figure().add_bar(x=["a", "b"], y=[1.25, 2])
+display(figures.finish(fig, "fig-bars", "Two bars.", "Bars at 1.25 and 2"))
 figures.prose(f"Together they are {1.25 + 2}, see {{numref}}`fig-bars`.")
 """
 RECORD = {
@@ -43,9 +44,10 @@ SAID = "Recorded 2026-01-02 at commit 0123456 on A processor, 2 cores, bfloat16.
 # For every Python that is started: what a reader of the book has not installed.
 BLOCK = """\
 import sys
+GONE = {"torch", "transformers", "sae_lens", "transformer_lens", "papermill", "scipy", "jupyterlab"}
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "transformers", "sae_lens", "transformer_lens", "papermill", "scipy", "jupyterlab"):
+        if name in GONE:
             raise ModuleNotFoundError(f"No module named '{name}' for who only reads", name=name)
 sys.meta_path.insert(0, Block())
 """
@@ -164,8 +166,8 @@ def test_without_anything_recorded_one_sentence(
     monkeypatch.setattr(records, "HOME", home)
     assert __main__.main(["read", "--preset", "smoke"]) == 2
     assert capsys.readouterr().err == (
-        "darkmatter: Nothing is recorded for today's notebooks on the preset 'smoke' (other presets: smollm2); "
-        "'make book PRESET=smoke' runs them and builds the book.\n"
+        "darkmatter: Nothing is recorded for today's notebooks on the preset 'smoke' (other presets: "
+        "smollm2); 'make book PRESET=smoke' runs them and builds the book.\n"
     )
     assert not (home / "_build").exists()
 
@@ -195,9 +197,9 @@ def test_what_does_not_fit_is_named_and_the_rest_is_built(
     assert __main__.main(["read", "--preset", "smoke"]) == 0
     told = capsys.readouterr()
     assert re.fullmatch(
-        r"darkmatter: the recorded outputs of 02_changed are of other code than today's; no outputs of 03_missing are "
-        r"recorded; the recorded outputs of 04_damaged are damaged \(.*\)\. There the pages have prose only; "
-        r"'make book' runs everything\.\n",
+        r"darkmatter: the recorded outputs of 02_changed are of other code than today's; no outputs of "
+        r"03_missing are recorded; the recorded outputs of 04_damaged are damaged \(.*\)\. There the "
+        r"pages have prose only; 'make book' runs everything\.\n",
         told.err,
     )
     html = home / "_build" / "read" / "_build" / "html"
@@ -286,7 +288,6 @@ def test_the_pages_open_with_every_host_unresolvable(
         assert browser.ask(
             "document.querySelectorAll('.dm-figure.dm-drawn:not(.dm-failed) .main-svg').length > 0"
         )
-        note, title = browser.ask(
-            "['.dm-note', 'article h1'].map(e => document.querySelector(e).getBoundingClientRect().top)"
-        )
+        tops = "['.dm-note', 'article h1'].map(e => $(e).getBoundingClientRect().top)"
+        note, title = browser.ask(tops.replace("$", "document.querySelector"))
         assert 0 < note < title
