@@ -64,7 +64,7 @@ $(READY_DEV): $(READY)
 	@touch $@
 
 $(READY_READ): | .venv-read/bin/pip
-	@echo "Set-up 2 of 3: packages, about 130 MB the first time (Jupyter Book)"
+	@echo "Set-up 2 of 3: packages, about 100 MB the first time (Jupyter Book)"
 	@$(call MEND,.venv-read)
 	@$(READER) -m pip --disable-pip-version-check install -q -r requirements-read.txt
 	@echo "Set-up 3 of 3: this package"

@@ -104,23 +104,25 @@ def build(preset: str, home: Path) -> Path:
     if not good:
         raise DarkmatterError(_nothing(preset, folder))
     if problems:
-        warnings.warn(f"{'; '.join(problems)}. There the pages have prose only; "
-                      "'make book' runs everything.", stacklevel=2)
+        which = " ".join(f"{why}: {', '.join(names)}." for why, names in problems.items())
+        warnings.warn("Some pages have prose only, because nothing is recorded for today's code "
+                      f"('make book' runs it). {which}", stacklevel=2)
     executed = {name: nbformat.from_dict(each) if each else None for name, each in found.items()}
-    notes = {f"notebooks/{name}": line([each]) if each else MISSING
-             for name, each in found.items()}
+    notes = {"": line(good, "The chapters of this book were recorded")}
+    notes |= {f"notebooks/{name}": line([each]) if each else MISSING
+              for name, each in found.items()}
     with cache.lock(f"the recorded book in {home}"):
-        page = pages.build(executed, home, home / "_build" / "read", {"": line(good)} | notes)
+        page = pages.build(executed, home, home / "_build" / "read", notes)
     print(f"The book is {page}\n  {page.as_uri()}", flush=True)
     return page
 
 
-def line(found: Iterable[Mapping[str, Any]]) -> str:
+def line(found: Iterable[Mapping[str, Any]], begin: str = "Recorded") -> str:
     """Where a page's numbers come from, in words: date, commit and machine of what is recorded."""
     found = list(found)
     dates = _distinct(each["date"] for each in found)
     commits = ", ".join(_distinct(map(_commit, found)))
-    parts = ["Recorded", " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]])),
+    parts = [begin, " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]])),
              f"at commit {commits}" if commits else "",
              f"on {'; '.join(_distinct(map(_machine, found)))}"]
     return f"{' '.join(part for part in parts if part)}."
@@ -145,34 +147,33 @@ def _machine(each: Mapping[str, Any]) -> str:
 
 def load(path: Path) -> dict[str, Any]:
     """What is recorded of a notebook; raises DarkmatterError where nothing is, or it is damaged."""
-    name = path.name.removesuffix(ENDING)
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
     except FileNotFoundError:
-        raise DarkmatterError(f"no outputs of {name} are recorded") from None
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DarkmatterError(f"the recorded outputs of {name} are damaged ({error})") from error
-
-
-def _fitting_all(home: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What is recorded of each notebook (None where nothing fits), and what does not, in words."""
-    found, problems = dict[str, Any](), list[str]()
-    for source in sorted((home / "notebooks").glob("*.py")):
-        try:
-            found[source.stem] = _fitting(source, folder)
-        except DarkmatterError as error:
-            found[source.stem] = None
-            problems.append(str(error))
-    return found, problems
+        raise DarkmatterError("Not recorded") from None
+    except (OSError, EOFError, zlib.error, ValueError):
+        raise DarkmatterError("Damaged") from None
 
 
 def _fitting(source: Path, folder: Path) -> dict[str, Any]:
+    """What is recorded of a notebook, if its code was today's."""
     recorded = load(folder / f"{source.stem}{ENDING}")
     today = _code(cell for cell in pairs.read(source).cells if cell.cell_type == "code")
     if recorded["code"] != today:
-        raise DarkmatterError(f"the recorded outputs of {source.stem} are of other code than "
-                              "today's")
+        raise DarkmatterError("Recorded with other code than today's")
     return recorded
+
+
+def _fitting_all(home: Path, folder: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What is recorded of each notebook, None where nothing fits; and why not, with whose."""
+    found, problems = dict[str, Any](), dict[str, list[str]]()
+    for source in sorted((home / "notebooks").glob("*.py")):
+        found[source.stem] = None
+        try:
+            found[source.stem] = _fitting(source, folder)
+        except DarkmatterError as why:
+            problems.setdefault(str(why), []).append(source.stem)
+    return found, problems
 
 
 def _nothing(preset: str, folder: Path) -> str:
