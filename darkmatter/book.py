@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import cache, execution, model, pages, pairs, records
+import nbformat
+
+from . import cache, execution, model, pages, pairs, recorded, records
 from . import preset as presets
 from .errors import DarkmatterError
 
@@ -35,14 +37,18 @@ class Done:
 
 
 def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] | None = None,
-          home: Path = records.HOME, jobs: int | None = None) -> Path | None:
+          home: Path = records.HOME, jobs: int | None = None, record: bool = False) -> Path | None:
     """Run the notebooks that have no finished run, then build the book unless ``only`` some were asked for.
 
     The first runs alone, because it makes what the others share; then ``jobs`` at a time (None: two, each on half of
     the processor, or one where the model runs on a GPU); at last, one after another, those that read the others'
-    records. Returns the book's first page. Raises DarkmatterError when a notebook or the build of the book fails.
+    records. ``record``: also keep the outputs for ``recorded.build``. Returns the book's first page. Raises
+    DarkmatterError when a notebook or the build of the book fails.
     """
     given = dict(parameters or {})
+    if record and (given or Path(preset).suffix):
+        raise DarkmatterError("Only a preset of the package, as it is, can be recorded: "
+                              "give its name, and no parameters.")
     chosen = presets.load(preset, **{name: given[name] for name in given if name in records.OVERRIDES})
     sources = sources_of(home, only)
     for source in sources:
@@ -58,14 +64,28 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
             runs += execution.side_by_side(work, at_once)
         ran = time.monotonic()
         with execution.progress("book", 0):
-            executed = {run.notebook: run.folder / "executed.ipynb" for run in runs}
-            page = None if only else pages.build(executed, home)
+            page = None if only else pages.build({run.notebook: _executed(run) for run in runs}, home)
+        if record:
+            _record(runs, bool(only), recorded.folder_of(home, chosen.name))
         _summary(runs, time.monotonic() - ran, time.monotonic() - begun, page)
         if page:
             cache.write_json(home / "_build" / f"built-{chosen.name}.json", {
                 "seconds": round(time.monotonic() - begun, 1), "kept": [run.notebook for run in runs if run.kept],
                 "notebooks": {run.notebook: run.seconds for run in runs}})
     return page
+
+
+def _executed(run: Done) -> Any:
+    return nbformat.read(run.folder / "executed.ipynb", as_version=4)
+
+
+def _record(runs: Sequence[Done], some: bool, folder: Path) -> None:
+    """Keep the outputs of these runs, and of no others unless they are just ``some`` of the notebooks."""
+    folders = {run.notebook: run.folder for run in runs}
+    changed = recorded.keep(folders, folder)
+    if not some:
+        recorded.forget(folder, folders)
+    print(f"recorded in {folder}: {', '.join(changed) or 'nothing changed'}", flush=True)
 
 
 def _jobs(preset: presets.Preset) -> int:

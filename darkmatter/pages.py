@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,14 +16,23 @@ import yaml
 from . import cache, pairs
 from .errors import DarkmatterError
 
+INJECTED = "injected-parameters"  # papermill's tag of the cell that it adds
+NOTES = "notes.json"  # beside the pages: what book/_ext/bookfigures.py puts at their tops
+STRICT = ("-W", "--keep-going")
 
-def build(executed: Mapping[str, Path], home: Path) -> Path:
-    """Build ``home``/_build/html, warnings as errors, unless this very content was built already.
+def build(executed: Mapping[str, Any], home: Path, place: Path | None = None,
+          notes: Mapping[str, str] | None = None) -> Path:
+    """Build ``place``/_build/html, warnings as errors, unless this very content was built already.
 
-    ``executed`` holds the executed file of each notebook. Returns the first page. Raises DarkmatterError.
+    ``executed`` holds each notebook as it was executed; where one is None, its page is prose alone and warnings do
+    not count. ``place``: None for ``home``. ``notes``: a line for the top of each page, by its name, or for all others
+    under "". Returns the first page. Raises DarkmatterError.
     """
-    staged, page = _stage(executed, home), home / "_build" / "html" / "index.html"
-    marker, log = home / "_build" / "html.done", home / "_build" / "html.log"
+    place = place or home
+    staged, page = _stage(executed, home, place / "_build" / "site-src"), place / "_build" / "html" / "index.html"
+    if notes:
+        (staged / NOTES).write_text(json.dumps(notes))
+    marker, log = place / "_build" / "html.done", place / "_build" / "html.log"
     files = sorted(path for path in staged.rglob("*") if path.is_file())
     machinery = [Path(__file__).with_name("figures.py"), home / "requirements.txt"]
     content = [(str(path), cache.sha256(path)) for path in files + machinery if path.exists()]
@@ -33,7 +43,7 @@ def build(executed: Mapping[str, Path], home: Path) -> Path:
     marker.unlink(missing_ok=True)
     print("book: building the pages", flush=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(staged),
-               "--path-output", str(home), "--all", "-W", "-n", "--keep-going"]
+               "--path-output", str(place), "--all", "-n", *([] if None in executed.values() else STRICT)]
     with log.open("w") as output:
         failed = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     if failed:
@@ -53,26 +63,29 @@ def merge(current: Any, executed: Any) -> Any:
         if cell.cell_type == "code":
             twin = ran.pop(0)
             cell.outputs, cell.execution_count = twin.outputs, twin.execution_count
-            if ran and "injected-parameters" in ran[0].metadata.get("tags", []):
+            if ran and is_injected(ran[0]):
                 cells.append(ran.pop(0))
-                cells[-1].metadata = nbformat.from_dict({"tags": ["injected-parameters"]})
+                cells[-1].metadata, cells[-1].id = nbformat.from_dict({"tags": [INJECTED]}), INJECTED
     current.cells = cells
     return current
 
 
-def _stage(executed: Mapping[str, Path], home: Path) -> Path:
+def is_injected(cell: Any) -> bool:
+    """Whether papermill added this cell."""
+    return INJECTED in cell.metadata.get("tags", [])
+
+
+def _stage(executed: Mapping[str, Any], home: Path, staged: Path) -> Path:
     """Everything the book is built from, in one directory."""
-    staged = home / "_build" / "site-src"
     shutil.rmtree(staged, ignore_errors=True)
     (staged / "notebooks").mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(home / name, staged)
     if (home / "book").exists():
         shutil.copytree(home / "book", staged / "book", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, path in executed.items():
+    for name, ran in executed.items():
         current = pairs.read(home / "notebooks" / f"{name}.py")
-        merged = merge(current, nbformat.read(path, as_version=4))
-        nbformat.write(merged, staged / "notebooks" / f"{name}.ipynb")
+        nbformat.write(merge(current, ran) if ran else current, staged / "notebooks" / f"{name}.ipynb")
     for page in _named(yaml.safe_load((staged / "_toc.yml").read_text())):
         if not any(Path(f"{staged / page}{suffix}").exists() for suffix in ("", ".md", ".ipynb", ".rst")):
             raise DarkmatterError(f"_toc.yml names {page}, but there is no such page or notebook.")

@@ -63,8 +63,8 @@ MEASURING = ["pile", "library", "repeats", "corpus", "model", "topk", "activatio
              "scaling", "sizes", "plan"]
 EXPERIMENTS = ["parts", "onerror", "windows", "interpret", "scorers", "pertoken", "theory", "synthetic", "components",
                "downstream", "pursuit"]
-SHOWING = ["records", "figures", "report", "reference", "pairs", "pages", "execution", "book", "cells", "local",
-           "slurm", "grid"]
+SHOWING = ["records", "figures", "report", "reference", "pairs", "pages", "recorded", "execution", "book", "cells",
+           "local", "slurm", "grid"]
 ROOMS = [*BASE, *MEASURING, *EXPERIMENTS, *SHOWING]
 
 

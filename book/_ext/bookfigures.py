@@ -1,5 +1,7 @@
 """Sphinx extension of the book: numbered plotly figures and mathematics, nothing fetched from a network.
 
+Where ``notes.json`` lies beside the pages, each page begins with its line.
+
 A plotly figure becomes an empty box, its JSON and a picture. ``book/_static/figures.js`` draws the JSON into
 the box. The picture (or, where no Chromium is found to draw it, a small table of the data) is for print and for
 readers without JavaScript. ``layout.meta`` of a figure holds its name, caption and alt text, so that a caption
@@ -15,6 +17,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
@@ -181,6 +184,13 @@ def _page_assets(app: Sphinx, page: str, template: str, context: dict[str, Any],
         app.add_js_file("figures.js", loading_method="defer", priority=601)
 
 
+def _note(notes: dict[str, str], app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """The line above a page that says where its numbers were recorded; ``darkmatter.recorded`` writes the lines."""
+    if "body" in context and page in app.env.found_docs:
+        said = html.escape(notes.get(page, notes[""]), quote=False)
+        context["body"] = f'<p class="dm-note" role="note">{said}</p>{context["body"]}'
+
+
 # --- libraries
 
 
@@ -205,6 +215,8 @@ def _start(app: Sphinx) -> None:
     if app.builder.format == "html":
         app.render_plotly = render  # type: ignore[attr-defined]  # looked up by darkmatter.figures.PlotlyMime
         app.connect("env-updated", _draw_all)
+        if (notes := Path(app.srcdir, "notes.json")).exists():
+            app.connect("html-page-context", partial(_note, json.loads(notes.read_text(encoding="utf-8"))))
         _copy_libraries(app)
 
 
