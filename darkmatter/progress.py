@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ class bar(tqdm):
         self.live = self.in_place and not self.told and sys.stderr.isatty()
         every = 1 if self.told or self.live else 30
         super().__init__(iterable, what, unit=unit, delay=every, mininterval=0.2 if self.live else every, miniters=1,
-                         smoothing=0, leave=False, dynamic_ncols=True,
+                         smoothing=0, leave=False, ncols=shutil.get_terminal_size().columns - 1,
                          bar_format=BAR if self.live else LINE, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
