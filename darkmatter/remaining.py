@@ -26,6 +26,7 @@ from . import progress, records, reference
 
 PAGES = "the pages"
 PRIOR = 30.0  # seconds for which a machine counts as the recorded one, so that the first of them do not decide
+WIDE = 999  # columns: it is ``told`` that makes the line fit
 EXTRA = records.HOME / "artifacts" / "seconds.json"  # recorded times that are in no reference
 
 
@@ -137,7 +138,8 @@ class Line:
         """While the body works, show the line."""
         stop, live = threading.Event(), sys.stdout.isatty()
         with ExitStack() as around:
-            bar = around.enter_context(tqdm(bar_format="{desc}", file=sys.stdout, ncols=1, leave=False, disable=not live))
+            bar = around.enter_context(tqdm(bar_format="{desc}", file=sys.stdout, ncols=WIDE, leave=False,
+                                             disable=not live))
             if live:  # what is printed goes above the line
                 around.enter_context(redirect_stdout(cast(TextIO, DummyTqdmFile(sys.stdout))))
                 around.enter_context(redirect_stderr(cast(TextIO, DummyTqdmFile(sys.stderr))))
