@@ -65,11 +65,11 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
         if not only:
             with line.running(PAGES):
                 page = pages.build({run.notebook: run.folder / "executed.ipynb" for run in runs}, home)
-        _summary(runs, time.monotonic() - ran, time.monotonic() - begun, page)
-        if page:
-            cache.write_json(home / "_build" / f"built-{chosen.name}.json", {
-                "seconds": round(time.monotonic() - begun, 1), "kept": [run.notebook for run in runs if run.kept],
-                "notebooks": {run.notebook: run.seconds for run in runs}})
+    _summary(runs, time.monotonic() - ran, time.monotonic() - begun, page)
+    if page:
+        cache.write_json(home / "_build" / f"built-{chosen.name}.json", {
+            "seconds": round(time.monotonic() - begun, 1), "kept": [run.notebook for run in runs if run.kept],
+            "notebooks": {run.notebook: run.seconds for run in runs}})
     return page
 
 
