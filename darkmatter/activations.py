@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from . import cache, corpus, model
+from . import cache, corpus, model, progress
 from .preset import Preset
 
 BLOCK = 16  # contexts written at a time: what an interruption costs at most
@@ -150,7 +148,7 @@ def _write(folders: Mapping[Request, Path], preset: Preset, loaded: model.Loaded
         begin = min((done for (_, contexts), done in at.items() if done < contexts), default=len(tokens))
         files = {request: opened.enter_context(_reopened(folder, int(keep[:min(begin, request[1])].sum())))
                  for request, folder in folders.items()}
-        meter = _Meter(len(tokens), tokens.shape[1], begin)
+        bar = opened.enter_context(progress.bar(None, "forward pass", "contexts", total=len(tokens), initial=begin))
         for start in range(begin, len(tokens), BLOCK):
             end = min(start + BLOCK, len(tokens))
             for one in range(start, end, preset.batch_contexts):
@@ -162,11 +160,11 @@ def _write(folders: Mapping[Request, Path], preset: Preset, loaded: model.Loaded
                     x = found[site][:len(wanted)][wanted]
                     rows = _centred(x) if preset.centre else x.to(torch.bfloat16).contiguous()
                     files[site, contexts].write(rows.view(torch.uint16).cpu().numpy().tobytes())
+                bar.update(some.stop - some.start)
             for (site, contexts), folder in folders.items():
                 file, done = files[site, contexts], min(end, contexts)
                 file.flush()
                 cache.write_json(folder / "progress.json", {"context": done, "width": _width(file, keep[:done])})
-            meter(end)
     for (_, contexts), folder in folders.items():
         shape = [int(keep[:contexts].sum()), _done(folder)["width"]]
         (folder / "done.json").write_text(json.dumps({"shape": shape}))
@@ -192,20 +190,3 @@ def _reopened(folder: Path, rows: int) -> BinaryIO:
 
 def _width(file: BinaryIO, keep: np.ndarray) -> int:
     return file.tell() // max(1, int(keep.sum())) // 2
-
-
-class _Meter:
-    """Progress on stderr: every block on a terminal, else every half minute."""
-
-    def __init__(self, contexts: int, length: int, begun_at: int) -> None:
-        self.contexts, self.length, self.begun_at = contexts, length, begun_at
-        self.began = self.told = time.time()
-
-    def __call__(self, done: int) -> None:
-        now, terminal = time.time(), sys.stderr.isatty()
-        if terminal or now - self.told > 30 or done == self.contexts:
-            self.told = now
-            speed = (done - self.begun_at) * self.length / (now - self.began)
-            end = "\r" if terminal and done < self.contexts else "\n"
-            print(f"activations: {done} of {self.contexts} contexts, {speed:,.0f} tokens a second", end=end,
-                  file=sys.stderr, flush=True)

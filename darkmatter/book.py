@@ -22,6 +22,7 @@ import nbformat
 from . import cache, execution, model, pages, pairs, recorded, records
 from . import preset as presets
 from .errors import DarkmatterError
+from .remaining import PAGES, Line
 
 PACKAGE = Path(__file__).parent
 
@@ -55,23 +56,28 @@ def build(preset: str, only: Sequence[str] = (), parameters: Mapping[str, Any] |
         reject_unknown(source, given)
     if Path(preset).suffix:
         preset = str(Path(preset).expanduser().resolve())  # a notebook may run in another directory
-    one = partial(_run, preset=chosen, parameters={"preset": preset} | given, home=home)
-    with cache.lock(f"the book in {home}"):
+    given = {"preset": preset} | given
+    stages = _stages(sources, _jobs(chosen) if jobs is None else jobs)
+    line = _line(stages, chosen, given, home, () if only else (PAGES,))
+    one = partial(_run, preset=chosen, parameters=given, home=home, line=line)
+    with cache.lock(f"the book in {home}"), line.shown():
         runs, begun = list[Done](), time.monotonic()
-        for stage, at_once in _stages(sources, _jobs(chosen) if jobs is None else jobs):
+        for stage, at_once in stages:
             threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else 0
             work = [partial(one, source, before=list(runs), threads=threads) for source in stage]
             runs += execution.side_by_side(work, at_once)
         ran = time.monotonic()
-        with execution.progress("book", 0):
-            page = None if only else pages.build({run.notebook: _executed(run) for run in runs}, home)
-        if record:
-            _record(runs, bool(only), recorded.folder_of(home, chosen.name))
-        _summary(runs, time.monotonic() - ran, time.monotonic() - begun, page)
-        if page:
-            cache.write_json(home / "_build" / f"built-{chosen.name}.json", {
-                "seconds": round(time.monotonic() - begun, 1), "kept": [run.notebook for run in runs if run.kept],
-                "notebooks": {run.notebook: run.seconds for run in runs}})
+        page = None
+        if not only:
+            with line.running(PAGES):
+                page = pages.build({run.notebook: _executed(run) for run in runs}, home)
+    if record:
+        _record(runs, bool(only), recorded.folder_of(home, chosen.name))
+    _summary(runs, time.monotonic() - ran, time.monotonic() - begun, page)
+    if page:
+        cache.write_json(home / "_build" / f"built-{chosen.name}.json", {
+            "seconds": round(time.monotonic() - begun, 1), "kept": [run.notebook for run in runs if run.kept],
+            "notebooks": {run.notebook: run.seconds for run in runs}})
     return page
 
 
@@ -93,11 +99,23 @@ def _jobs(preset: presets.Preset) -> int:
     return 2 if model.device_of(preset).type == "cpu" else 1
 
 
-def _stages(sources: Sequence[Path], jobs: int) -> list[tuple[Sequence[Path], int]]:
+Stage = tuple[Sequence[Path], int]
+
+
+def _stages(sources: Sequence[Path], jobs: int) -> list[Stage]:
     """Notebooks that may run at the same time, and how many of them."""
     readers = [source for source in sources if reads_records(source)[0]]
     others = sources[:len(sources) - len(readers)]
     return [(others[:1], 1), (others[1:], jobs), *(([reader], 1) for reader in readers)]
+
+
+def _line(stages: Sequence[Stage], preset: presets.Preset, parameters: Mapping[str, Any], home: Path,
+          last: Sequence[str]) -> Line:
+    """What tells of a run; a notebook that reads others' records is kept or not when they are there."""
+    kept = {source.stem for sources, _ in stages for source in sources if not reads_records(source)[0]
+            and (_folder(source, preset, parameters, (), home) / "done.json").exists()}
+    named = [([source.stem for source in sources], at_once) for sources, at_once in stages]
+    return Line(preset.name, [*named, (last, 1)], kept)
 
 
 def sources_of(home: Path, only: Sequence[str]) -> list[Path]:
@@ -192,20 +210,26 @@ def _imported(code: str, package: Path) -> set[Path]:
 
 # One notebook
 
-def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], before: Sequence[Done],
-         home: Path, threads: int) -> Done:
-    name, shelf = source.stem, home / "_build" / "records" / preset.name
-    others = shelf.parent if _mentions("every_preset", _code(source)) else None
+def _folder(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], before: Sequence[Done],
+            home: Path) -> Path:
+    others = home / "_build" / "records" if _mentions("every_preset", _code(source)) else None
     key = run_key(source, preset, parameters, before, others)
-    folder = home / "_build" / "runs" / preset.name / name / key
+    return home / "_build" / "runs" / preset.name / source.stem / key
+
+
+def _run(source: Path, preset: presets.Preset, parameters: Mapping[str, Any], before: Sequence[Done],
+         home: Path, line: Line, threads: int) -> Done:
+    name, shelf = source.stem, home / "_build" / "records" / preset.name
+    folder = _folder(source, preset, parameters, before, home)
     marker, record = folder / "done.json", folder / "record.json"
     with cache.lock(f"the run {folder}"):  # a grid may be at the same one
         if kept := marker.exists():
+            line.keep(name)
             seconds = json.loads(marker.read_text())["seconds"]
         else:
             print(f"{name}: running", flush=True)
             begun = time.monotonic()
-            execution.execute(source, folder, parameters, home, shelf, threads)
+            execution.execute(source, folder, parameters, home, shelf, line, threads)
             seconds = round(time.monotonic() - begun, 1)
             cache.write_json(marker, {"notebook": name, "preset": preset.name, "seconds": seconds})
     print(f"{name}: {'finished earlier, kept' if kept else f'finished in {seconds:.0f} s'}", flush=True)

@@ -18,6 +18,7 @@ from typing import Any
 from . import book, cache, execution, records
 from . import preset as presets
 from .errors import DarkmatterError
+from .remaining import Line
 
 TRIES = 3  # starts of a run that does not get to its first cell
 
@@ -96,7 +97,9 @@ def _run(cell: Cell) -> None:
     source = home / "notebooks" / f"{cell.notebook}.py"
     if book.run_key(source, preset_of(given), given, []) != cell.key:
         raise Changed("The code, the settings or the data changed after the grid was started: run it again.")
-    execution.execute(source, cell.folder, given, home, cell.folder)
+    line = Line(cell.preset, [([cell.notebook], 1)])
+    with line.shown():
+        execution.execute(source, cell.folder, given, home, cell.folder, line)
 
 
 def preset_of(given: Mapping[str, Any]) -> presets.Preset:

@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from . import cache
+from . import cache, progress
 from .activations import Activations
 from .saes import LoadedSAE
 from .topk import weighted_sums
@@ -95,7 +95,7 @@ def _write(each: LoadedSAE, acts: Activations, folder: Path) -> None:
     device = each.sae.W_dec.device
     counts, step = [], max(1, min(ROWS, DENSE.get(device.type, DENSE["cpu"]) // each.width))
     with (folder / "index.i32").open("wb") as indices, (folder / "value.f32").open("wb") as values:
-        for begin in range(0, len(acts.x), step):
+        for begin in progress.bar(range(0, len(acts.x), step), f"codes of {each.name}", "blocks"):
             index, value, starts = _encode(each, acts.read(slice(begin, begin + step), device))
             indices.write(index.cpu().numpy().tobytes())
             values.write(value.cpu().numpy().tobytes())

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import activations, codes, model, parts, regression, saes, survey
+from . import activations, codes, model, parts, progress, regression, saes, survey
 from .activations import Activations
 from .preset import Preset
 from .regression import Columns, Moments, Sums
@@ -92,7 +92,8 @@ class Errors:
 
     def contexts(self, fitted: bool) -> Iterator[slice]:
         """The rows of each context that is fitted, or of each that is held out: the split is by whole contexts."""
-        for begin, end in pairwise(self.acts.starts.tolist()):
+        what = f"errors, {'fitted' if fitted else 'held out'}"
+        for begin, end in progress.bar(list(pairwise(self.acts.starts.tolist())), what, "contexts"):
             if end > begin and self.fitted[begin] == fitted:
                 yield slice(begin, end)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from . import model
+from . import model, progress
 from .activations import Activations
 from .errors import DarkmatterError
 from .regression import WIDE, LinearMap
@@ -142,7 +142,7 @@ def measure(loaded: model.LoadedModel, site: str, acts: Activations, chosen: Seq
     ``variants`` gives the vectors [n, d] of each variant for a stretch. ``regression.resample`` takes the result.
     """
     sums: dict[str, Tensor] = {}
-    for stretch in chosen:
+    for stretch in progress.bar(chosen, "cross entropy", "contexts"):
         named = variants(stretch)
         found = losses(loaded, site, acts.text.tokens[stretch.context], acts.position[stretch.rows],
                        torch.stack(list(named.values())))

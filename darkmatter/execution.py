@@ -1,44 +1,47 @@
-"""One notebook, executed headless by papermill in a kernel of its own, with its progress on the terminal."""
+"""One notebook, executed headless by papermill in a kernel of its own."""
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import nbformat
 import papermill
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from . import pairs
+from . import pairs, progress
 from .errors import DarkmatterError
+from .remaining import Line
 
 Result = TypeVar("Result")
 
 
 def execute(source: Path, folder: Path, parameters: Mapping[str, Any], home: Path, shelf: Path,
-            threads: int = 0) -> None:
+            line: Line, threads: int = 0) -> None:
     """Write ``folder``/executed.ipynb, and record.json where the notebook writes a record.
 
-    ``shelf``: the other notebooks' records. ``threads``: how many of the processor's to use (0: as many as there are).
+    ``shelf``: the other notebooks' records. ``line``: what tells of it. ``threads``: how many of the processor's to use
+    (0: as many as there are).
     Raises DarkmatterError when a cell fails; running.ipynb is the notebook as far as it got.
     """
     folder.mkdir(parents=True, exist_ok=True)
     notebook, given, running = pairs.read(source), folder / "input.ipynb", folder / "running.ipynb"
     nbformat.write(notebook, given)
-    inside = {"DARKMATTER_RECORD": str(folder / "record.json"), "DARKMATTER_RECORDS": str(shelf)}
+    loops = folder / "progress.json"
+    loops.unlink(missing_ok=True)
+    inside = {"DARKMATTER_RECORD": str(folder / "record.json"), "DARKMATTER_RECORDS": str(shelf),
+              progress.FILE: str(loops)}
     inside |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     try:
-        with pairs.kernel(home, inside) as kernel, progress(source.stem, len(notebook.cells)) as tell:
+        with pairs.kernel(home, inside) as kernel, line.running(source.stem, loops) as part:
             papermill.execute_notebook(given, running, dict(parameters), engine_name="darkmatter",
                                        kernel_name=kernel, language="python", progress_bar=False,
-                                       start_timeout=300, tell=tell)
+                                       start_timeout=300, kernel_manager_class=_Manager, tell=part.at)
     except PapermillExecutionError as error:
         what = error.evalue if error.ename == DarkmatterError.__name__ else f"{error.ename}: {error.evalue}"
         raise _failed(source, f"at In [{error.exec_count}]: {what}", running) from None
@@ -60,7 +63,7 @@ class _Engine(NBClientEngine):
         begin, tell = nb_man.cell_start, options.pop("tell")
 
         def counted(cell: Any, cell_index: int, **rest: Any) -> Any:
-            tell(cell_index + 1)
+            tell(cell_index + 1, len(nb_man.nb.cells))
             return begin(cell, cell_index, **rest)
 
         nb_man.cell_start = counted
@@ -68,6 +71,17 @@ class _Engine(NBClientEngine):
 
 
 papermill_engines.register("darkmatter", _Engine)
+
+
+class _Manager(AsyncKernelManager):
+    """jupyter_client's own, which does not interrupt a kernel as it asks it to end.
+
+    A kernel that has sent its last answer and is not idle yet would say so on the terminal.
+    """
+
+    async def _async_interrupt_kernel(self) -> None:
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
 
 
 def side_by_side(work: Sequence[Callable[[], Result]], jobs: int) -> list[Result]:
@@ -94,42 +108,3 @@ def side_by_side(work: Sequence[Callable[[], Result]], jobs: int) -> list[Result
     if failed:
         raise failed[0]
     return [found[place] for place in sorted(found)]
-
-
-# What the reader of the terminal sees
-
-_NOW: dict[str, tuple[int, int, float]] = {}  # by what is being done: the cell it is at, of how many, begun when
-
-
-@contextmanager
-def progress(name: str, cells: int) -> Iterator[Callable[[int], None]]:
-    """While the body works, say how far it and all others are: each second in place on a terminal, else each 30 s.
-
-    Yields a function that takes the number of the cell it is at.
-    """
-    begun, stop = time.monotonic(), threading.Event()
-    _NOW[name] = (0, cells, begun)
-    teller = threading.Thread(target=_tell, args=[name, stop], daemon=True)
-    teller.start()
-    try:
-        yield lambda cell: _NOW.update({name: (cell, cells, begun)})
-    finally:
-        _NOW.pop(name)
-        stop.set()
-        teller.join()
-        print("\r\x1b[K" if sys.stdout.isatty() else "", end="", flush=True)
-
-
-def _tell(name: str, stop: threading.Event) -> None:
-    """Say what is being done, until told to stop; of several tellers the one that began first speaks for all."""
-    live = sys.stdout.isatty()
-    while not stop.wait(1 if live else 30):
-        now = list(_NOW.items())
-        if now and now[0][0] == name:
-            line = "; ".join(_where(*each) for each in now)
-            print(f"\r\x1b[K  {line}" if live else f"  {line}", end="" if live else "\n", flush=True)
-
-
-def _where(name: str, state: tuple[int, int, float]) -> str:
-    cell, cells, begun = state
-    return f"{name}: {f'cell {cell} of {cells}, ' if cells else ''}{time.monotonic() - begun:.0f} s"

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy import sparse, stats
 
+from . import progress
 from .errors import DarkmatterError
 from .regression import interval, resample
 from .windows import Windows
@@ -128,7 +129,7 @@ def tasks(peaks: np.ndarray, cut: Windows, how: Settings) -> tuple[list[Task], d
 def detect(scorer: Scorer, drawn: Sequence[Task], cut: Windows, found: sparse.csr_array) -> pd.DataFrame:
     """One row a tested window: latent, window, group, margin, right (1 or 0; NaN where the scorer gave no answer)."""
     rows = []
-    for each in drawn:
+    for each in progress.bar(drawn, "detection", "latents"):
         margin = np.asarray(scorer(each, cut, found), float)
         fires = np.isin(each.group, DECILES)
         right = np.where(np.isnan(margin), np.nan, (margin > 0) == fires)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cache, codes
+from . import cache, codes, progress
 from .activations import Activations
 from .errors import DarkmatterError
 from .regression import LinearMap, Moments, require_rows, solve
@@ -105,7 +105,7 @@ def _digest(fit: np.ndarray) -> str:
 def _errors(base: LoadedSAE, acts: Activations) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rows, x and SaeError(x), both float32, block by block; the encoder runs once for all parts."""
     stored = codes.of(base, acts)
-    for begin in range(0, len(acts.x), ROWS):
+    for begin in progress.bar(range(0, len(acts.x), ROWS), f"errors of {base.name}", "blocks"):
         rows = slice(begin, min(begin + ROWS, len(acts.x)))
         x = acts.read(rows)
         yield rows, x, x - (stored.decode(base, rows) if stored else base(x)[0]).cpu()

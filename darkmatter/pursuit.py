@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import progress
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
@@ -67,7 +68,8 @@ def pursue(x: Tensor, atoms: Tensor, steps: Tensor | int, rule: Rule = "gradient
     atoms = atoms.detach().float().contiguous()
     index = torch.zeros(len(x), most, dtype=torch.long, device=x.device)
     weight = torch.zeros(len(x), most, device=x.device)
-    for rows in steps.argsort(descending=True, stable=True).split(ROWS):  # tokens that stop early come last
+    batches = steps.argsort(descending=True, stable=True).split(ROWS)  # tokens that stop early come last
+    for rows in progress.bar(batches, f"{rule} pursuit", "batches"):
         index[rows], weight[rows] = _batch(x[rows].float(), atoms, steps[rows], most, rule)
     return Code(index, weight)
 

@@ -69,7 +69,7 @@ def _record(run: Path) -> dict[str, Any]:
             "cells": [_slim(cell) for cell in cells], "date": of.get("started", "")[:10],
             "commit": of.get("commit"), "dirty": of.get("dirty"), "device": of.get("device"),
             "processor": machine.get("processor"), "cores": machine.get("cores"),
-            "dtype": of.get("settings", {}).get("dtype")}
+            "dtype": of.get("dtype")}
 
 
 def _code(cells: Iterable[Any]) -> str:

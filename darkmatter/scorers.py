@@ -24,7 +24,7 @@ import torch
 from scipy import sparse
 from torch.nn.functional import normalize
 
-from . import cache
+from . import cache, progress
 from .errors import DarkmatterError
 from .interpret import Task
 from .windows import Windows, pieces
@@ -75,7 +75,7 @@ def _embed(folder: Path, texts: Sequence[str], batch: int) -> np.ndarray:
     tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of one length waste little padding
     found = np.zeros((len(texts), encoder.config.hidden_size), np.float32)
-    for at in range(0, len(order), batch):
+    for at in progress.bar(range(0, len(order), batch), "embeddings", "batches"):
         some = order[at:at + batch]
         given = tokenizer([texts[i] for i in some], padding=True, truncation=True, max_length=LONGEST,
                           return_tensors="pt")

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import activations, cache, codes, model, saes
+from . import activations, cache, codes, model, progress, saes
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
@@ -233,10 +233,11 @@ class Sweep:
     def _moments(self) -> Moments:
         return Moments()
 
-    def _batches(self) -> Iterator[tuple[slice, Tensor]]:
+    def _batches(self, which: str) -> Iterator[tuple[slice, Tensor]]:
         """Whole contexts, about ``ROWS`` rows at a time, float32 on the device."""
         starts = self.acts.starts
-        for begin, end in pairwise(blocks(starts, self.device.type)):
+        every = list(pairwise(blocks(starts, self.device.type)))
+        for begin, end in progress.bar(every, f"survey, {which} of three passes", "blocks"):
             rows = slice(int(starts[begin]), int(starts[end]))
             yield rows, self.acts.read(rows, self.device)
 
@@ -251,7 +252,7 @@ class Sweep:
         names = self.sooner(int(self.fit.sum())) if self.through_codes is None else self.through_codes
         coded = {each.name: CodedError(each.sae.W_dec.data, each.sae.b_dec.data)
                  for each in self.opened if each.name in names}
-        for i, (rows, x) in enumerate(self._batches()):
+        for i, (rows, x) in enumerate(self._batches("first")):
             for error in coded.values():
                 error.begin(i)
             fit = self.fit[rows].to(self.device)
@@ -291,7 +292,7 @@ class Sweep:
         """Sums over the scored rows, the squared norms of all rows, and the moments for the maps that predict them."""
         own = {name: each.to(torch.float32, self.device) for name, each in maps.items()}
         moments = self._moments()
-        for rows, x in self._batches():
+        for rows, x in self._batches("second"):
             scored, context = self.scored[rows].to(self.device), torch.from_numpy(self.acts.context[rows])
             ids = context[self.scored[rows]].long()
             if scored.any():
@@ -317,7 +318,7 @@ class Sweep:
 
     def _pass_three(self, maps: dict[str, LinearMap]) -> None:
         """The squared norms' predictions a*x, and what they leave on the scored rows."""
-        for rows, x in self._batches():
+        for rows, x in self._batches("third"):
             scored = self.scored[rows]
             ids = torch.from_numpy(self.acts.context[rows])[scored].long()
             wide = x.double().cpu() if self.device.type == "mps" else x.double()

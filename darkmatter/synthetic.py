@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import codes, regression, survey
+from . import codes, progress, regression, survey
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
@@ -170,7 +170,7 @@ def measure(known: Known, cells: Sequence[Cell], preset: Preset, noise: Noise = 
 def _batches(known: Known, noises: tuple[Tensor, Tensor], level: float, which: Tensor
              ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """Rows, which of them to take, and of those z, ε₁ and ε₂ in the units of x."""
-    for begin in range(0, len(known.x), ROWS):
+    for begin in progress.bar(range(0, len(known.x), ROWS), f"noise of {level:g}", "blocks"):
         rows = slice(begin, min(begin + ROWS, len(known.x)))
         if (take := which[rows]).any():
             first, second = (known.unit * each[rows][take] for each in noises)

@@ -11,12 +11,11 @@ import math
 import multiprocessing
 import platform
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -26,16 +25,19 @@ import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training import sae_trainer
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.sae_trainer import SAETrainer
+from tqdm import tqdm
 
-from . import activations, cache, model
+from . import activations, cache, model, progress
 from .errors import DarkmatterError
 from .preset import Preset, Training
 from .topk import SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig
 
 VALIDATION = 16_384  # the last tokens of the stream, never trained on: what FVU is watched on
 CHECKPOINTS = 8
+sae_trainer.tqdm = partial(tqdm, disable=True)  # type: ignore  # the bar here says which SAE it is
 OTHERS = {"grid", "repeats", "elsewhere", "on_error", "distinct_elsewhere", "clear"}  # not of one SAE, or in its stream
 
 
@@ -77,13 +79,22 @@ Task = tuple[Callable[..., dict[str, Path]], tuple[Any, ...]]
 def side_by_side(tasks: Sequence[Task], jobs: int) -> dict[str, Path]:
     """Call each function with its arguments, ``jobs`` processes of one thread at a time; join what they return."""
     if jobs == 1 or len(tasks) < 2:
-        results = [call(*words) for call, words in tasks]
+        results = [call(*words) for call, words in progress.bar(tasks, "training", "SAEs")]
     else:
         spawned = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, spawned, torch.set_num_threads, (1,)) as pool:
+        progress.in_lines()  # several processes cannot draw on one
+        with ProcessPoolExecutor(jobs, spawned, _begin) as pool:
             running = [pool.submit(call, *words) for call, words in tasks]
+            for _ in progress.bar(as_completed(running), "training", "SAEs", total=len(tasks)):
+                pass
             results = [each.result() for each in running]
     return {name: folder for result in results for name, folder in result.items()}
+
+
+def _begin() -> None:
+    """In a process beside others."""
+    torch.set_num_threads(1)
+    progress.in_lines()
 
 
 def name(preset: Preset, width: int, k: int, on: str = "") -> str:
@@ -137,8 +148,11 @@ def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int, on:
         if not (folder / "record.json").exists():
             work = folder.with_name(folder.name + ".work")
             trainer, began = _trainer(preset, x, width, k, work), time.time()
-            start = trainer.n_training_samples
-            trainer.fit()
+            start, batches = trainer.n_training_samples, iter(trainer.data_provider)
+            with progress.bar(batches, name(preset, width, k, on), "steps", initial=trainer.n_training_steps,
+                              total=trainer.cfg.total_training_steps) as bar:
+                trainer.data_provider = iter(bar)
+                trainer.fit()
             record = _record(preset, x, stream, trainer, work)
             record |= {**about, "seconds": round(time.time() - began), "seconds_cover_tokens": record["tokens"] - start}
             with cache.atomic(folder) as temporary:
@@ -229,8 +243,8 @@ def _checkpointed(trainer: SAETrainer, held: torch.Tensor, checkpoint_path: Path
     for older in checkpoint_path.parent.glob(f"*/{TRAINER_STATE_FILENAME}"):
         if older.parent != checkpoint_path:
             older.unlink()
-    print(f"{checkpoint_path.parent.name.removesuffix('.work')}: {done['tokens']:,} tokens, "
-          f"held-out FVU {done['fvu']:.4f}, dead {done['dead']:.1%}", file=sys.stderr, flush=True)
+    progress.say(f"{checkpoint_path.parent.name.removesuffix('.work')}: {done['tokens']:,} tokens, "
+                 f"held-out FVU {done['fvu']:.4f}, dead {done['dead']:.1%}")
 
 
 def _resume(trainer: SAETrainer, work: Path) -> None:

@@ -23,7 +23,7 @@ HEADER = """\
 @pytest.fixture(autouse=True)
 def _no_runner_around(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test starts as if no runner had set where records go."""
-    for name in ("DARKMATTER_RECORD", "DARKMATTER_RECORDS", "JUPYTER_PATH"):
+    for name in ("DARKMATTER_RECORD", "DARKMATTER_RECORDS", "DARKMATTER_PROGRESS", "JUPYTER_PATH"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 

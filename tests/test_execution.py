@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from darkmatter import book, execution, pairs, preset
+from darkmatter import book, execution, pairs, preset, remaining
 from darkmatter.errors import DarkmatterError
 from tests.conftest import write_notebook
 
@@ -96,3 +96,42 @@ def test_keys_are_made_while_others_are(home: Path) -> None:
 
     found = execution.side_by_side([partial(one, source) for source in sources * 3], 6)
     assert found[:8] == found[8:16] == found[16:]
+
+
+def test_cells_are_counted_with_the_parameters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(remaining.Part, "at", lambda part, cell, cells: told.append((cell, cells)))
+    write_notebook(home / "notebooks", "01_one", "1")
+    book.build("smoke", ["01_one"], home=home)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]  # prose, parameters, those given, the code
+
+
+def test_a_notebook_says_how_far_its_loops_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by the line while the loop runs; none of it is in the notebook."""
+    code = """\
+import time
+from darkmatter import progress
+for _ in progress.bar(range(4), "waiting", "naps"):
+    time.sleep(1.2)"""
+    write_notebook(home / "notebooks", "01_one", code)
+    said, told = [], remaining.Line.told
+    monkeypatch.setattr(remaining.Line, "_in_a_log", lambda line, stop, _: [
+        said.append(told(line)) for _ in iter(lambda: stop.wait(0.3), True)])
+    book.build("smoke", ["01_one"], home=home)
+    assert any("01_one 1 of 1 · cell 4 of 4 · waiting 2 of 4 naps · " in line for line in said)
+    assert "output_type" not in next(home.glob("_build/runs/smoke/01_one/*/executed.ipynb")).read_text()
+
+
+def test_a_healthy_run_is_not_interrupted(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not even a kernel that is still busy with its last answer, after having sent it, when it is asked to end."""
+    code = """\
+import time
+kernel = get_ipython().kernel
+answer = kernel.shell_handlers["kernel_info_request"]
+async def slowly(*words):
+    await answer(*words)
+    time.sleep(1)
+kernel.shell_handlers["kernel_info_request"] = slowly"""
+    write_notebook(home / "notebooks", "01_one", code)
+    book.build("smoke", ["01_one"], home=home)
+    assert "KeyboardInterrupt" not in capfd.readouterr().err

@@ -37,7 +37,7 @@ RECORD = {
     "device": "cpu",
     "started": "2026-01-02T03:04:05+00:00",
     "hardware": {"processor": "A processor", "cores": 2},
-    "settings": {"dtype": "bfloat16"},
+    "dtype": "bfloat16",
 }
 SAID = "Recorded 2026-01-02 at commit 0123456 on A processor, 2 cores, bfloat16."
 

@@ -57,14 +57,14 @@ def test_nothing_can_run_what_a_file_says() -> None:
         assert not unsafe.search(path.read_text(encoding="utf-8")), path
 
 
-BASE = ["errors", "cache", "precision", "releases", "preset"]
+BASE = ["errors", "progress", "cache", "precision", "releases", "preset"]
 MEASURING = ["pile", "library", "repeats", "corpus", "model", "topk", "activations", "training", "saes", "codes",
              "regression", "products", "survey", "convergence", "sensitivity", "shards", "decompose", "baselines",
              "scaling", "sizes", "plan"]
 EXPERIMENTS = ["parts", "onerror", "windows", "interpret", "scorers", "pertoken", "theory", "synthetic", "components",
                "downstream", "pursuit"]
-SHOWING = ["records", "figures", "report", "reference", "pairs", "pages", "recorded", "execution", "book", "cells",
-           "local", "slurm", "grid"]
+SHOWING = ["records", "figures", "report", "reference", "remaining", "pairs", "pages", "recorded", "execution", "book",
+           "cells", "local", "slurm", "grid"]
 ROOMS = [*BASE, *MEASURING, *EXPERIMENTS, *SHOWING]
 
 
