@@ -34,8 +34,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from . import activations, cache, model
 from .errors import DarkmatterError
 from .preset import Preset, Training
-from .recorded import Trainer
 from .topk import SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig
+from .trainer import Trainer
 
 VALIDATION = 16_384  # the last tokens of the stream, never trained on: what FVU is watched on
 CHECKPOINTS = 8

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from darkmatter import activations, codes, pursuit, recorded, survey, training
+from darkmatter import activations, codes, pursuit, survey, training
+from darkmatter import trainer as trainers
 from darkmatter.preset import Training
 from darkmatter.regression import Moments, solve
 from tests import tiny
@@ -70,7 +71,7 @@ def test_training_learns_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert records["cuda"]["hardware"] != records["cpu"]["hardware"]
 
 
-def recording(folder: Path, silent: dict[int, slice], until: int, save_at: int = 0) -> recorded.Trainer:
+def recording(folder: Path, silent: dict[int, slice], until: int, save_at: int = 0) -> trainers.Trainer:
     """A trainer taken to a step; at some steps, latents are switched off: {step: which}."""
     x = tiny.acts(contexts=60).x
     recipe = Training(grid=((256, 4),), tokens=100 * 200, distinct_tokens=len(x), batch=200)
@@ -86,7 +87,7 @@ def recording(folder: Path, silent: dict[int, slice], until: int, save_at: int =
     return made
 
 
-def same(ours: recorded.Trainer, theirs: recorded.Trainer, rtol: float, atol: float) -> None:
+def same(ours: trainers.Trainer, theirs: trainers.Trainer, rtol: float, atol: float) -> None:
     assert torch.equal(ours.n_forward_passes_since_fired, theirs.n_forward_passes_since_fired)
     assert torch.equal(ours.act_freq_scores, theirs.act_freq_scores)
     for name, weight in theirs.sae.named_parameters():
@@ -95,10 +96,10 @@ def same(ours: recorded.Trainer, theirs: recorded.Trainer, rtol: float, atol: fl
 
 def test_recorded_steps_are_those_taken_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = {2: slice(0, 20), 12: slice(20, 120)}
-    monkeypatch.setattr(recorded, "EVERY", 10)
+    monkeypatch.setattr(trainers, "EVERY", 10)
     replayed = recording(tmp_path / "replayed", silent, 35)
     assert len(replayed.recorded) > 1 and replayed.dead_neurons.any()
-    monkeypatch.setattr(recorded, "WARM", 1000)
+    monkeypatch.setattr(trainers, "WARM", 1000)
     eager = recording(tmp_path / "eager", silent, 35)
     assert not eager.recorded
     same(replayed, eager, rtol=1e-4, atol=1e-5)
@@ -106,7 +107,7 @@ def test_recorded_steps_are_those_taken_as_they_come(tmp_path: Path, monkeypatch
 
 def test_recorded_training_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = {2: slice(0, 20), 12: slice(20, 120)}
-    monkeypatch.setattr(recorded, "EVERY", 10)
+    monkeypatch.setattr(trainers, "EVERY", 10)
     whole = recording(tmp_path / "same", silent, 40, save_at=27)
     resumed = recording(tmp_path / "same", silent, 27)
     assert resumed.n_training_steps == 27 and not resumed.warm

@@ -16,10 +16,11 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from darkmatter import recorded, topk, training
+from darkmatter import topk, training
+from darkmatter import trainer as trainers
 from darkmatter.preset import Training
-from darkmatter.recorded import Trainer, room
 from darkmatter.topk import SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig
+from darkmatter.trainer import Trainer, room
 from tests import tiny
 from tests.tiny import D, features
 
@@ -155,7 +156,7 @@ class Replaying(Trainer):
 @pytest.fixture
 def replaying(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(recorded, "EVERY", 10)
+    monkeypatch.setattr(trainers, "EVERY", 10)
     monkeypatch.setattr(training, "Trainer", Replaying)
 
 
@@ -164,7 +165,7 @@ def test_each_room_is_recorded_once_and_the_steps_stay_the_same() -> None:
     ours, theirs = (kind(cfg=config(1000), sae=sae(), data_provider=iter(())) for kind in (Replaying, Trainer))
     for each in (ours, theirs):
         take(each, 30)
-    assert ours.steps == {"as it comes": recorded.WARM, "replayed": 30 - recorded.WARM}  # type: ignore[attr-defined]
+    assert ours.steps == {"as it comes": trainers.WARM, "replayed": 30 - trainers.WARM}  # type: ignore[attr-defined]
     same(ours, theirs)
     ours.room = None
     ours.n_forward_passes_since_fired[:20] = 2000
