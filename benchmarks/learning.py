@@ -34,7 +34,7 @@ def run(device: str, rows: int, d: int, width: int, k: int, batch: int, steps: i
     dictionary = data.atoms(4 * d, d, device)
     x = torch.cat([data.sparse_rows(min(8192, rows - at), dictionary, 24) for at in range(0, rows, 8192)])
     with tempfile.TemporaryDirectory() as folder:
-        ours = training._trainer(preset, x.bfloat16().cpu(), width, k, Path(folder))
+        ours = training._trainer(preset, x.bfloat16().cpu(), folder, width, k, Path(folder))
     stock = _stock(ours)
     times = _steps(ours, stock, device, steps, limit)
     held = ours.activation_scaler(x[training.trained_rows(rows):].to(device))

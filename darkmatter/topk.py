@@ -2,14 +2,15 @@
 
 ``SparseTopKTrainingSAE`` is registered with sae-lens as the training architecture 'sparse_topk' and saves stock 'topk'
 SAEs. The dense encoder product runs in the device's fast type to choose the latents; their values, the decoder and all
-gradients are float32 sums over the k chosen latents of each token (Gao et al. 2024, section 2.3 and appendix A.2).
+gradients are float32 sums over the k chosen latents of each token (Gao et al. 2024, section 2.3 and appendix A.2). On
+a GPU the sums are dense products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,15 +57,9 @@ def products(**settings: Any) -> Iterator[None]:
 
 
 class _Gather:
-    """Sums over the tokens that chose each latent: the transpose of ``weighted_rows``, sorted once, used twice.
-
-    On a GPU one dense product: there, a bag is one thread's work, and a latent that fires often has a long one.
-    """
+    """Sums over the tokens that chose each latent: the transpose of ``weighted_rows``, sorted once, used twice."""
 
     def __init__(self, index: Tensor, latents: int) -> None:
-        self.index, self.latents = index, latents
-        if index.is_cuda:
-            return
         flat = index.flatten()
         ordered, self.order = flat.sort(stable=True)
         self.token = self.order // index.shape[1]
@@ -72,10 +67,6 @@ class _Gather:
 
     def __call__(self, weight: Tensor, rows: Tensor) -> Tensor:
         """Σ over (i, j) with index[i, j] = m of weight[i, j] · rows[i]: [latents, d]."""
-        if self.index.is_cuda:
-            dense = weight.new_zeros(len(rows), self.latents).scatter_(1, self.index, weight)
-            with products(fp32_precision="tf32"):  # factors of 10 bits, sums in float32: enough for a gradient
-                return dense.T @ rows
         return weighted_sums(self.token, rows, weight.flatten()[self.order], self.offsets)
 
 
@@ -102,6 +93,37 @@ class _SparseAutoencoder(torch.autograd.Function):
                 gather(value, grad), None)
 
 
+class _DenseAutoencoder(torch.autograd.Function):
+    """The same on a GPU, which multiplies by zeros sooner than it gathers rows; the sums are float32, of TF32 factors.
+
+    Nothing here waits for the GPU. The gradient by b_dec, on which c depends, is taken here: Σ_m w_m times that by b_m.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, centred: Tensor, b_dec: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor,
+                index: Tensor) -> Any:
+        with products(fp32_precision="tf32"):
+            value = ((centred @ encoder.T).gather(1, index) + bias[index]).relu()
+            acts = _dense(index, value, len(encoder))
+            ctx.save_for_backward(centred, encoder, decoder, index, acts)
+            ctx.mark_non_differentiable(value)
+            return acts @ decoder, value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        grad = gradients[0].contiguous()
+        centred, encoder, decoder, index, acts = ctx.saved_tensors
+        with products(fp32_precision="tf32"):
+            grad_value = (grad @ decoder.T).gather(1, index) * (acts.gather(1, index) > 0)
+            grad_acts = _dense(index, grad_value, len(encoder))
+            grad_bias = grad_acts.sum(0)
+            return None, -(grad_bias @ encoder), grad_acts.T @ centred, grad_bias, acts.T @ grad, None
+
+
+def _dense(index: Tensor, value: Tensor, latents: int) -> Tensor:
+    return value.new_zeros(len(value), latents).scatter_(1, index, value)
+
+
 @dataclass
 class SparseTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     """sae-lens's TopK training configuration, under its own name; saved for inference as a stock 'topk' SAE."""
@@ -126,7 +148,15 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One step's losses; ``feature_acts`` is a sparse [n, d_sae] tensor, ``hidden_pre`` its chosen values only."""
-        x = step_input.sae_in
+        dead = step_input.dead_neuron_mask
+        output, index = self.losses(step_input.sae_in, dead, 0 if dead is None else int(dead.sum()))
+        return replace(output, feature_acts=_as_sparse(index, output.hidden_pre, self.cfg.d_sae))
+
+    def losses(self, x: Tensor, dead: Tensor | None, room: int) -> tuple[TrainStepOutput, Tensor]:
+        """One step's losses, with the chosen values only as ``feature_acts``, and the chosen latents [n, k].
+
+        Shapes depend on ``room``, how many of the dead latents may take part, and not on what is in a tensor.
+        """
         centred = x - self.b_dec
         encoder = self.W_enc.T
         with torch.no_grad():
@@ -134,26 +164,35 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             fast = precision.fast(x.device)
             scores = F.linear(centred.to(fast), (encoder * norm[:, None]).to(fast), (self.b_enc * norm).to(fast))
             index = scores.topk(self.cfg.k, dim=-1, sorted=False).indices
-        out, value = _SparseAutoencoder.apply(centred, encoder, self.b_enc, self.W_dec, index)  # type: ignore[misc]
+        weights = encoder, self.b_enc, self.W_dec
+        out, value = (_DenseAutoencoder.apply(centred.detach(), self.b_dec, *weights, index) if x.is_cuda  # type: ignore[misc]
+                      else _SparseAutoencoder.apply(centred, *weights, index))
         reconstruction = out + self.b_dec
         mse = (reconstruction - x).pow(2).sum(-1).mean()
-        aux = self._aux_loss(x, centred, reconstruction, step_input.dead_neuron_mask)
-        return TrainStepOutput(sae_in=x, sae_out=reconstruction, feature_acts=_as_sparse(index, value, len(norm)),
-                               hidden_pre=value, loss=mse + aux,
-                               losses={"mse_loss": mse, "auxiliary_reconstruction_loss": aux})
+        aux = self._aux_loss(x, centred, reconstruction, dead, room)
+        return TrainStepOutput(sae_in=x, sae_out=reconstruction, feature_acts=value, hidden_pre=value, loss=mse + aux,
+                               losses={"mse_loss": mse, "auxiliary_reconstruction_loss": aux}), index
 
-    def _aux_loss(self, x: Tensor, centred: Tensor, reconstruction: Tensor, dead: Tensor | None) -> Tensor:
-        """sae-lens's AuxK loss: the d_in / 2 strongest dead latents of each token reconstruct its error."""
-        if dead is None or not (count := int(dead.sum())):
+    def _aux_loss(self, x: Tensor, centred: Tensor, reconstruction: Tensor, dead: Tensor | None, room: int) -> Tensor:
+        """sae-lens's AuxK loss: the d_in / 2 strongest of the first ``room`` dead latents reconstruct a token's error.
+
+        Where there is room for more than there are, others fill it and count as off.
+        """
+        if dead is None or not room:
             return x.new_zeros(())
-        k, scale = min(x.shape[-1] // 2, count), min(count / (x.shape[-1] // 2), 1.0)
-        decoder = self.W_dec[dead]
+        half = x.shape[-1] // 2
+        first = (dead * torch.arange(len(dead), 0, -1.0, device=x.device)).topk(room, sorted=False).indices
+        decoder, encoder, bias = (of.index_select(0, first) for of in (self.W_dec, self.W_enc.T, self.b_enc))
         norm = decoder.norm(dim=-1)
-        strength = (centred @ self.W_enc[:, dead] + self.b_enc[dead]) * norm
-        strongest = strength.topk(k, dim=-1, sorted=False)
-        acts = torch.zeros_like(strength).scatter(-1, strongest.indices, strongest.values)
+        strength = (centred @ encoder.T + bias) * norm
+        with torch.no_grad():
+            real = dead.index_select(0, first)
+            strongest = strength.masked_fill(~real, -torch.inf).topk(min(half, room), dim=-1, sorted=False).indices
+            on = torch.zeros_like(strength).scatter_(-1, strongest, 1.0) * real
         missing = (x - reconstruction).detach()
-        return self.cfg.aux_loss_coefficient * scale * ((acts / norm) @ decoder - missing).pow(2).sum(-1).mean()
+        scale = (dead.sum() / half).clamp(max=1.0)
+        error = (strength * on / norm) @ decoder - missing
+        return self.cfg.aux_loss_coefficient * scale * error.pow(2).sum(-1).mean()
 
 
 def _as_sparse(index: Tensor, value: Tensor, latents: int) -> Tensor:

@@ -6,6 +6,7 @@ run that was cut off and started again gives the same weights as one that was no
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import multiprocessing
@@ -17,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,9 +36,11 @@ from . import activations, cache, model, progress
 from .errors import DarkmatterError
 from .preset import Preset, Training
 from .topk import SparseTopKTrainingSAE, SparseTopKTrainingSAEConfig
+from .trainer import Trainer
 
 VALIDATION = 16_384  # the last tokens of the stream, never trained on: what FVU is watched on
 CHECKPOINTS = 8
+AHEAD = 256  # steps whose rows a GPU is told at once
 sae_trainer.tqdm = partial(tqdm, disable=True)  # type: ignore  # the bar here says which SAE it is
 OTHERS = {"grid", "repeats", "elsewhere", "on_error", "distinct_elsewhere", "clear"}  # not of one SAE, or in its stream
 
@@ -124,10 +128,34 @@ def _order(rows: int, seed: int) -> torch.Tensor:
 
 
 def _stream(x: torch.Tensor, recipe: Training, start: int, device: str = "cpu") -> Iterator[torch.Tensor]:
-    step = start
-    while True:
-        yield x[batch_rows(recipe, len(x), step)].to(device).float()
-        step += 1
+    many = AHEAD if x.is_cuda else 1
+    for step in count(start, many):
+        rows = torch.stack([batch_rows(recipe, len(x), each) for each in range(step, step + many)]).to(x.device)
+        for batch in rows:
+            yield x[batch].to(device).float()
+
+
+_NEAR: dict[tuple[str, int], torch.Tensor] = {}
+
+
+def _near(x: torch.Tensor, stream: str, device: str) -> torch.Tensor:
+    """Rows x of a stream on the GPU, where they take at most two thirds of its free memory; else as they are.
+
+    They stay there for the process's next SAEs on the same stream.
+    """
+    if torch.device(device).type != "cuda":
+        return x
+    if (stream, len(x)) not in _NEAR:
+        _NEAR.clear()
+        gc.collect()  # a trainer and what it holds are a circle
+        torch.cuda.empty_cache()
+        if x.nbytes > torch.cuda.mem_get_info(device)[0] * 2 / 3:
+            return x
+        near = torch.empty_like(x, device=device)
+        for there, here in zip(near.split(VALIDATION), x.split(VALIDATION), strict=True):
+            there.copy_(here)
+        _NEAR[stream, len(x)] = near
+    return _NEAR[stream, len(x)]
 
 
 def _folder(preset: Preset, stream: str, width: int, k: int, on: str = "") -> Path:
@@ -147,7 +175,7 @@ def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int, on:
     with cache.lock(folder.name):
         if not (folder / "record.json").exists():
             work = folder.with_name(folder.name + ".work")
-            trainer, began = _trainer(preset, x, width, k, work), time.time()
+            trainer, began = _trainer(preset, x, stream, width, k, work), time.time()
             start, batches = trainer.n_training_samples, iter(trainer.data_provider)
             with progress.bar(batches, name(preset, width, k, on), "steps", initial=trainer.n_training_steps,
                               total=trainer.cfg.total_training_steps) as bar:
@@ -196,7 +224,7 @@ def _sides(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[:trained_rows(len(x))], x[trained_rows(len(x)):].float()
 
 
-def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) -> SAETrainer:
+def _trainer(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int, work: Path) -> Trainer:
     """A trainer at its newest complete checkpoint, or at the start."""
     recipe, device = preset.training, _device(preset)
     torch.manual_seed(recipe.seed * 1_000_003 + width * 131 + k)
@@ -213,15 +241,14 @@ def _trainer(preset: Preset, x: torch.Tensor, width: int, k: int, work: Path) ->
         lr_decay_steps=int(recipe.decay * steps), dead_feature_window=max(1, 200_000 // recipe.batch),
         n_checkpoints=CHECKPOINTS - 1, checkpoint_path=str(work), device=device,
         logger=LoggingConfig(log_to_wandb=False))
-    trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
-    trainer.optimizer.param_groups[0]["fused"] = True  # torch's own single-pass Adam: the same update
+    trainer = Trainer(cfg=config, sae=sae, data_provider=iter(()))
     sample = train[:16 * recipe.batch].float()
     trainer.activation_scaler.scaling_factor = float(x.shape[1] ** 0.5 / sample.norm(dim=-1).mean())
     with torch.no_grad():  # start at the mean, so that no latent is spent on it
         sae.b_dec.copy_(sample.mean(0) * trainer.activation_scaler.scaling_factor)
     trainer.save_checkpoint_fn = lambda checkpoint_path: _checkpointed(trainer, held, checkpoint_path)
     _resume(trainer, work)
-    trainer.data_provider = _stream(train, recipe, trainer.n_training_steps, device)
+    trainer.data_provider = _stream(_near(train, stream, device), recipe, trainer.n_training_steps, device)
     return trainer
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from darkmatter import activations, codes, pursuit, survey, training
+from darkmatter import trainer as trainers
 from darkmatter.preset import Training
 from darkmatter.regression import Moments, solve
 from tests import tiny
@@ -68,6 +69,49 @@ def test_training_learns_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         records[device] = json.loads((Path(folder) / "record.json").read_text())
     assert records["cuda"]["fvu"] == pytest.approx(records["cpu"]["fvu"], rel=0.05)
     assert records["cuda"]["hardware"] != records["cpu"]["hardware"]
+
+
+def recording(folder: Path, silent: dict[int, slice], until: int, save_at: int = 0) -> trainers.Trainer:
+    """A trainer taken to a step; at some steps, latents are switched off: {step: which}."""
+    x = tiny.acts(contexts=60).x
+    recipe = Training(grid=((256, 4),), tokens=100 * 200, distinct_tokens=len(x), batch=200)
+    made = training._trainer(replace(tiny.preset(device="cuda"), training=recipe), x, str(folder), 256, 4, folder)
+    made.cfg.dead_feature_window = 2
+    while made.n_training_steps < until:
+        with torch.no_grad():
+            made.sae.b_enc[silent.get(made.n_training_steps, slice(0))] = -10.0
+        made.step(next(made.data_provider))
+        if made.n_training_steps + 1 == save_at:
+            made.save_checkpoint(str(made.n_training_samples))
+        made.n_training_steps += 1
+    return made
+
+
+def same(ours: trainers.Trainer, theirs: trainers.Trainer, rtol: float, atol: float) -> None:
+    assert torch.equal(ours.n_forward_passes_since_fired, theirs.n_forward_passes_since_fired)
+    assert torch.equal(ours.act_freq_scores, theirs.act_freq_scores)
+    for name, weight in theirs.sae.named_parameters():
+        torch.testing.assert_close(ours.sae.get_parameter(name), weight, rtol=rtol, atol=atol, msg=name)
+
+
+def test_recorded_steps_are_those_taken_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = {2: slice(0, 20), 12: slice(20, 120)}
+    monkeypatch.setattr(trainers, "EVERY", 10)
+    replayed = recording(tmp_path / "replayed", silent, 35)
+    assert len(replayed.recorded) > 1 and replayed.dead_neurons.any()
+    monkeypatch.setattr(trainers, "WARM", 1000)
+    eager = recording(tmp_path / "eager", silent, 35)
+    assert not eager.recorded
+    same(replayed, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_recorded_training_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = {2: slice(0, 20), 12: slice(20, 120)}
+    monkeypatch.setattr(trainers, "EVERY", 10)
+    whole = recording(tmp_path / "same", silent, 40, save_at=27)
+    resumed = recording(tmp_path / "same", silent, 27)
+    assert resumed.n_training_steps == 27 and not resumed.warm
+    same(recording(tmp_path / "same", silent, 40), whole, rtol=0, atol=0)
 
 
 def test_pursuit() -> None:
