@@ -23,7 +23,7 @@ import pandas as pd
 import psutil
 from IPython.core.getipython import get_ipython
 
-from . import cache, model, precision
+from . import cache
 from . import preset as presets
 from .errors import DarkmatterError
 
@@ -76,6 +76,8 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """The whole record, NaN as null; written where ``DARKMATTER_RECORD`` says, if it is set."""
+        from . import model  # imports torch, which who only reads records need not have
+
         record = plain({
             "notebook": self.notebook, "preset": self.preset.name, "parameters": self.parameters,
             "settings": self.preset.fields(), "metrics": self.metrics, "claims": self.claims,
@@ -139,6 +141,8 @@ def claims(found: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
     """Versions, commit and machine: what a number depends on besides its settings and data."""
+    from . import precision
+
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -188,6 +192,8 @@ def plain(value: Any) -> Any:
 def check_layer(preset: presets.Preset) -> None:
     """Stop a chapter before it computes anything when the model does not have the layer asked for."""
     from transformers import AutoConfig
+
+    from . import model
 
     layers = model.opened(preset, AutoConfig.from_pretrained).num_hidden_layers
     if model.layer_of(preset.site) >= layers:

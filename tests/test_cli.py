@@ -90,7 +90,7 @@ def test_decompose_prints_a_table_and_writes_json(
 
 def test_book_passes_on_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(book, "build", lambda *words, jobs: asked.extend([*words, jobs]))
+    monkeypatch.setattr(book, "build", lambda *words, jobs, record: asked.extend([*words, jobs, record]))
     words = [
         "book",
         "--jobs",
@@ -108,7 +108,7 @@ def test_book_passes_on_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> No
         "a",
     ]
     assert cli.main(words) == 0
-    assert asked == ["smoke", ["01_one", "02_two"], {"contexts": 30, "sae": "a"}, 3]
+    assert asked == ["smoke", ["01_one", "02_two"], {"contexts": 30, "sae": "a"}, 3, False]
 
 
 @pytest.mark.parametrize(
