@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
-from darkmatter.products import CodedError, cheaper
-from darkmatter.regression import Moments, Sums, r2_vector, r2_vector_weighted, resample, shifted, solve
+from darkmatter.regression import Moments, Sums, r2_vector, r2_vector_weighted, resample, solve
 
 from . import data, timing
 from .data import Codes, RandomSAE
@@ -39,18 +37,11 @@ def dense(given: Tensor, x: Tensor, errors: Sequence[Tensor], fit: int) -> list[
     return found
 
 
-def streamed(fitted: Iterator[Rows], held: Iterator[Rows], saes: Sequence[RandomSAE], through_codes: bool
-             ) -> list[list[float]]:
-    """The same from the package's moments, block by block; ``through_codes``: ZᵀX in place of XᵀSaeError."""
-    moments, coded = Moments(), [CodedError(each.decoder, each.bias) for each in saes if through_codes]
-    for i, (x, codes) in enumerate(fitted):
-        for error in coded:
-            error.begin(i)
-        moments.update(x, ((str(j), sae.error(x, codes[j])) for j, sae in enumerate(saes) if not coded))
-        u = shifted(x, moments.columns[""].shift, wide=False) if coded else x
-        for error, one in zip(coded, codes, strict=False):
-            error.update(u, _matrix(one, len(error.decoder)))
-    moments.columns |= {str(j): error.columns(moments.columns[""]) for j, error in enumerate(coded)}
+def streamed(fitted: Iterator[Rows], held: Iterator[Rows], saes: Sequence[RandomSAE]) -> list[list[float]]:
+    """The same from the package's moments, block by block."""
+    moments = Moments()
+    for x, codes in fitted:
+        moments.update(x, ((str(j), sae.error(x, codes[j])) for j, sae in enumerate(saes)))
     maps, sums = solve(moments), [Sums(1) for _ in saes]
     own = [maps[str(j)].to(torch.float32) for j in range(len(saes))]
     for x, codes in held:
@@ -62,20 +53,10 @@ def streamed(fitted: Iterator[Rows], held: Iterator[Rows], saes: Sequence[Random
     return [[float(r2_vector(t)[0]), float(r2_vector_weighted(t)[0])] for t in totals]
 
 
-def _matrix(codes: Codes, width: int) -> sparse.csr_array:
-    index, value = codes
-    starts = np.arange(0, index.numel() + 1, index.shape[1], dtype=np.int32)
-    return sparse.csr_array((value.flatten().numpy(), index.flatten().numpy(), starts), shape=(len(index), width))
-
-
 def _blocks(x: Tensor, codes: Sequence[Codes], begin: int, end: int) -> Iterator[Rows]:
     for at in range(begin, end, BLOCK):
         some = slice(at, min(at + BLOCK, end))
         yield x[some], [(index[some], value[some]) for index, value in codes]
-
-
-def _through_codes(device: str, fit: int, d: int, sae: RandomSAE) -> bool:
-    return device == "cpu" and cheaper(fit, d, len(sae.decoder), sae.k)
 
 
 def _whole(n: int, d: int, saes: Sequence[RandomSAE], device: str) -> tuple[Tensor, Tensor, list[Codes]]:
@@ -109,26 +90,24 @@ def ladder(device: str, rows: int, d: int, sae: Sequence[int], saes: int, of_bas
     x, given, codes = _whole(rows, d, made, device)
     errors = [torch.cat([each.error(part, some[0]) for part, some in _blocks(x, [own], 0, rows)])
               for each, own in zip(made[:of_baseline], codes, strict=False)]
-    coded = _through_codes(device, fit, d, made[0])
 
     def baseline() -> list[list[float]]:
         return dense(given, x, errors, fit)
 
     def ours() -> list[list[float]]:
-        return streamed(_blocks(x, codes, 0, fit), _blocks(x, codes, fit, rows), made, coded)
+        return streamed(_blocks(x, codes, 0, fit), _blocks(x, codes, fit, rows), made)
 
     off = _apart(baseline(), ours()[:of_baseline])
     times = timing.pairs(baseline, ours, device, pairs, limit)
-    return times.fields(scale=saes / of_baseline) | {"difference": off, "through_codes": coded,
-                                                     "products_seconds": _products(x, fit, device, saes, coded)}
+    return times.fields(scale=saes / of_baseline) | {"difference": off,
+                                                     "products_seconds": _products(x, fit, device, saes)}
 
 
-def _products(x: Tensor, fit: int, device: str, saes: int, coded: bool) -> float:
-    """Seconds of the dense products alone: half of XᵀX, and for each SAE the predictions held out, and XᵀSaeError
-    where it is not made of the codes."""
+def _products(x: Tensor, fit: int, device: str, saes: int) -> float:
+    """Seconds of the products alone: half of XᵀX, and for each SAE XᵀSaeError and the predictions held out."""
     square = x[:fit].T @ x[:fit]
     whole = timing.seconds(lambda: torch.mm(x[:fit].T, x[:fit], out=square), device)
-    return whole / 2 + saes * (timing.seconds(lambda: x[fit:] @ square, device) + whole * (not coded))
+    return whole / 2 + saes * (timing.seconds(lambda: x[fit:] @ square, device) + whole)
 
 
 def _peak_here(side: str, device: str, **sizes: Any) -> float:
@@ -163,4 +142,4 @@ def peak_streamed(device: str, rows: int, d: int, sae: Sequence[int]) -> Iterato
             own = slice(max(0, begin - at), end - at)
             yield part[own], [(index[own], value[own])]
 
-    yield lambda: streamed(drawn(0, fit), drawn(fit, rows), [made], _through_codes(device, fit, d, made))
+    yield lambda: streamed(drawn(0, fit), drawn(fit, rows), [made])

@@ -78,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
         new.add_argument("--jobs", type=int, default=1, help="SAEs trained at a time, one process each (default: 1)")
     survey = command(_survey, "smollm2")
     survey.add_argument("--json", type=Path, help="also write the rows to this file")
-    survey.add_argument("--shards", type=int, help="share the work with all who give this command: cut into so many")
     command(_converge, "smollm2")
     command(_vary, "smollm2")
     _decompose_options(command(_decompose))
@@ -153,10 +152,9 @@ def _trained(arguments: Arguments, ship: bool = False) -> dict[str, Path]:
 
 def _survey(arguments: Arguments) -> None:
     """Decompose the error of every SAE of a preset."""
-    from . import records, shards, survey
+    from . import records, survey
 
-    preset, count = presets.load(arguments.preset), arguments.shards
-    rows = survey.run(preset).rows if count is None else shards.run(preset, count)
+    rows = survey.run(presets.load(arguments.preset)).rows
     print(rows.to_string(index=False))
     if arguments.json:
         _write(arguments.json, {"rows": rows.to_dict("records"), "provenance": records.provenance("auto")})
@@ -178,18 +176,18 @@ def _vary(arguments: Arguments) -> None:
 
 def _decompose(arguments: Arguments) -> None:
     """Decompose the error of one SAE and print a table."""
-    from . import decompose, records
+    from . import decomposition, records
 
     names = ("model", "site", "sae", "corpus", "contexts", "context_length")
     asked = {name: getattr(arguments, name) for name in names}
-    result = decompose.decompose(**asked)
+    result = decomposition.decompose(**asked)
     print(table(result))
     if arguments.json:
         _write(arguments.json, result | {"provenance": records.provenance("auto")})
     if arguments.report:
         from . import report
 
-        report.write(arguments.report, decompose.settings(**asked), result)
+        report.write(arguments.report, decomposition.settings(**asked), result)
 
 
 def _ship(arguments: Arguments) -> None:

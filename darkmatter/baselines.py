@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 
 from .preset import Preset
-from .regression import Score, Sums, clusters, resample, score
+from .regression import Draws, Sums, clusters, resample, score
 
 TARGET = "error_norm2"
 
 
-def held_out_r2(tokens: pd.DataFrame, predicted: np.ndarray, preset: Preset) -> Score:
+def held_out_r2(tokens: pd.DataFrame, predicted: np.ndarray, preset: Preset) -> Draws:
     """R² of predicted against actual ‖SaeError‖² on the held-out rows of ``tokens``, with its interval over sources.
 
     ``predicted`` [rows of tokens]; rows where it is NaN are left out.

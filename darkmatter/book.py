@@ -162,7 +162,7 @@ def run_key(source: Path, preset: presets.Preset, parameters: Mapping[str, Any],
     elsewhere = [path for path in sorted(others.rglob("*.json")) if path.parent.name != preset.name] if others else []
     code = _code(source)
     runs = before if _mentions("load_all", code) else ()
-    modules = {path.name: cache.sha256(path) for path in modules_used("\n".join(code))}
+    modules = {str(path.relative_to(PACKAGE)): cache.sha256(path) for path in modules_used("\n".join(code))}
     settings = preset.fields() | {"dtype": model.dtype_of(preset)}
     return cache.key(preset=settings, code=code, modules=modules, data=records.inputs(preset),
                      parameters={name: parameters[name] for name in parameters if name != "preset"},
@@ -204,8 +204,9 @@ def _imported(code: str, package: Path) -> set[Path]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(filter(None, [package.name if node.level else "", node.module]))
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    inner = [name.split(".")[1] for name in names if name.startswith(f"{package.name}.")]
-    return {path for name in inner if (path := package / f"{name}.py").exists()}
+    inner = {name.split(".")[1] for name in names if name.startswith(f"{package.name}.")}
+    found = [path for name in inner for path in (package / f"{name}.py", *(package / name).glob("*.py"))]
+    return {path for path in found if path.exists()}
 
 
 # One notebook

@@ -20,7 +20,7 @@ from . import regression, scaling, survey
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
-from .regression import ROWS
+from .regression.moments import ROWS
 
 HIDDEN = ("news", "essays")  # domains of the built-in text whose words are not ours to print
 LONGEST = 14  # characters of a token that a label shows

@@ -19,7 +19,6 @@ import torch
 from . import cache, model
 from .errors import DarkmatterError
 from .preset import Preset
-from .products import cheaper
 from .sizes import Sae, Shape, sae_of, shape_of
 
 PROCESS = 1.6e9  # bytes of a process with its libraries
@@ -42,6 +41,7 @@ GPUS = {
     "l40s": Device(48e9, 0.86e12, 362e12, 91.6e12), "l4": Device(24e9, 0.3e12, 121e12, 30.3e12),
     "rtx-4090": Device(24e9, 1.01e12, 165e12, 82.6e12), "t4": Device(16e9, 0.32e12, 65e12, 8.1e12),
 }
+METRICS = 12  # of the survey, whose bootstrap draws are kept
 REACHED = 0.4
 """Share of a peak that real work reaches; a rough figure."""
 
@@ -75,10 +75,11 @@ class Need:
 
     @property
     def kept_on_disk(self) -> float:
-        """Activations of the site and of the preset's others, the SAEs' codes, and a table of tokens for each."""
+        """Activations of the site and of the preset's others, the SAEs' codes, and for each a table of tokens, and draws."""
         sites = {self.preset.site, *self.preset.elsewhere}
         activations = 2 * self.kept * sum(self.shape.width(site) for site in sites)
-        return activations + sum(self.kept * (8 * each.l0 + 8 + 28 + 1) for each in self.saes)
+        draws = 8 * METRICS * (1 + self.preset.bootstrap)
+        return activations + sum(self.kept * (8 * each.l0 + 8 + 28 + 1) + draws for each in self.saes)
 
     @property
     def forward_memory(self) -> float:
@@ -88,13 +89,12 @@ class Need:
         scores = 3 * 4 * tokens * length * self.shape.heads if self.shape.eager else 0
         return half * (self.shape.parameters + tokens * (6 * self.shape.d + 3 * self.shape.ff)) + scores
 
-    def survey_memory(self, processor: bool) -> float:
-        """All SAEs in float32, their moments in float64, and a batch of dense latents; on a processor also the sums
-        through the codes, of the SAEs that take them."""
-        fit, widest = round(self.preset.fit_share * self.kept), max((each.width for each in self.saes), default=0)
-        coded = sum(12 * each.width * each.d for each in self.saes if cheaper(fit, each.d, each.width, each.l0))
+    @property
+    def survey_memory(self) -> float:
+        """All SAEs in float32, their moments in float64, and a batch of dense latents."""
+        widest = max((each.width for each in self.saes), default=0)
         held = 4 * sum(each.weights for each in self.saes) + 8 * self.d**2 * (3 + 2 * len(self.saes))
-        return held + 3 * 4 * max(widest, DENSE) + processor * coded
+        return held + 3 * 4 * max(widest, DENSE)
 
     @property
     def host_memory(self) -> float:
@@ -150,11 +150,11 @@ def lines(preset: Preset, gpu: str = "") -> Iterator[str]:
     on = GPUS.get(gpu) or here(preset)
     where = f"on one {gpu}" if gpu else "here"
     if gpu or model.device_of(preset).type == "cuda":
-        survey = need.survey_memory(processor=False)
+        survey = need.survey_memory
         yield f"gpu       {_size(need.forward_memory)} for the forward pass, {_size(survey)} for the survey"
         yield f"memory    {_size(need.host_memory)} on the host"
     else:
-        yield f"memory    {_size(PROCESS + max(need.forward_memory, need.survey_memory(processor=True)))} at the peak"
+        yield f"memory    {_size(PROCESS + max(need.forward_memory, need.survey_memory))} at the peak"
     yield f"time      about {_time(need.seconds(on))} {where} to survey {len(need.saes)} SAEs"
     yield from troubles(need, on.memory, gpu)
 
@@ -171,7 +171,7 @@ def troubles(need: Need, most: float, gpu: str = "") -> Iterator[str]:
         if preset.batch_contexts > 1:
             smaller = f"batch_contexts: 1 (now {preset.batch_contexts})"
         yield f"too much  the forward pass does not fit {where}'s {_size(most)}: set or take {smaller}"
-    if need.survey_memory(processor=not apart) + own > most:
+    if need.survey_memory + own > most:
         yield f"too much  all SAEs at once do not fit {where}'s {_size(most)}: {_fewer(need, most - own)}"
     if not gpu and (disk := need.kept_on_disk + need.download) > free:
         fewer = int(0.9 * preset.contexts * (free - need.download) / need.kept_on_disk)

@@ -36,7 +36,7 @@ def write(path: Path, preset: Preset, result: Mapping[str, Any]) -> None:
 
 
 def page(preset: Preset, result: Mapping[str, Any]) -> str:
-    """The page's HTML. ``result``: what ``decompose.decompose`` returned for the preset's one SAE.
+    """The page's HTML. ``result``: what ``decomposition.decompose`` returned for the preset's one SAE.
 
     Text is shown of the user's own file, and of the domains of the built-in text that may be printed; else none.
     """

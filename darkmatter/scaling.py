@@ -16,7 +16,7 @@ import torch
 from . import regression
 from .errors import DarkmatterError
 from .preset import Preset
-from .survey import ROWS, SurveyResult
+from .survey import SurveyResult
 
 STEEPNESS = (0.01, 5.0)  # m is looked for between these
 
@@ -48,24 +48,13 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draws(preset: Preset, result: SurveyResult, saes: Sequence[str]) -> Draws:
-    """The draws behind the survey's intervals of FVU, from its tokens and one more pass over the held-out x.
+    """FVU and FVU_nonlinear of some SAEs of a survey, with their draws.
 
     Draw i has the same sources for every SAE, so that differences between SAEs can be taken draw by draw.
     """
-    acts, columns = result.acts, ["error_norm2", "nonlinear_norm2", "is_eval"]
-    tokens = [result.tokens(sae)[columns] for sae in saes]
-    rows = torch.from_numpy(np.flatnonzero(tokens[0]["is_eval"]))
-    ids, contexts = torch.from_numpy(acts.context)[rows], len(acts.text.tokens)
-    of_x, of_error = regression.Sums(contexts), regression.Sums(contexts)
-    for some, owner in zip(rows.split(ROWS), ids.split(ROWS), strict=True):
-        of_x.add_x(owner, acts.x[some].float())
-    norms = (torch.from_numpy(np.stack([each[name] for each in tokens], 1))[rows] for name in columns[:2])
-    of_error.add_error(ids, *(norm.double().sqrt() for norm in norms))  # it sums their squares
-    clusters = regression.clusters(acts.text.source)
-    totals = regression.resample({**of_error, **of_x}, clusters, preset.bootstrap, preset.seed)
-    one_over_variance = regression.fvu({**totals, "ee": torch.ones(preset.bootstrap + 1, 1)})[:, None]
-    fvu, nonlinear = ((totals[key] * one_over_variance).numpy() for key in ("ee", "rr"))
-    return Draws(fvu, nonlinear, float(totals["effective"][0]))
+    found = {metric: [result.draws(sae, metric) for sae in saes] for metric in ("fvu", "fvu_nonlinear")}
+    stacked = {metric: np.stack([each.values for each in some], 1) for metric, some in found.items()}
+    return Draws(**stacked, effective=found["fvu"][0].effective)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,6 @@
-"""The survey: every SAE's error taken apart in three passes over the kept activations (sections 3 to 5 of the paper).
+"""The survey: every SAE's error taken apart by the three passes of ``regression`` over the stored activations.
 
-pass 1  moments of (x, SaeError) over the fitted rows               -> b*
-pass 2  residuals with b* known, per-token squared norms            -> FVU, FVU_nonlinear, both vector R²
-pass 3  the squared norms regressed on x and scored                 -> R² of the norm, norm test
-
-Activations stream from disk batch by batch and XᵀX is shared by all SAEs, so memory does not grow with the contexts.
+What was surveyed before is read back: rows of metrics, their bootstrap draws, and a table of tokens, an SAE each.
 """
 
 from __future__ import annotations
@@ -12,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,40 +17,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from . import activations, cache, codes, model, progress, saes
 from .activations import Activations
 from .errors import DarkmatterError
 from .preset import Preset
-from .products import CodedError, cheaper
-from .regression import (
-    MIN_SOURCES,
-    PROTOCOLS,
-    LinearMap,
-    Moments,
-    Protocol,
-    Score,
-    Sums,
-    clusters,
-    interval,
-    require_rows,
-    resample,
-    score,
-    shifted,
-    solve,
-    split,
-    squared_norm,
-    token_split,
-)
+from .regression import MIN_SOURCES, PROTOCOLS, Draws, Protocol, clusters, require_rows, split, token_split
+from .regression.passes import COLUMNS, VECTOR_METRICS, VECTORS, Block, Choice, Passes, Rebuild, Rebuilt
 from .saes import LoadedSAE
 
-VECTORS = ("x", "sae", "error", "linear", "nonlinear")
-COLUMNS = (*(f"{name}_norm2" for name in VECTORS), "l0", "error_norm2_hat")
 ROWS = 1024  # rows in memory at once, about
 MORE = {"cuda": 8}  # times as many there: small blocks would leave a GPU idle
 COUNTED = "a count over all kept tokens, not a sample"
-
 
 @dataclass(frozen=True)
 class SurveyResult:
@@ -79,6 +53,13 @@ class SurveyResult:
         wide = rows.pivot(index=["sae", "width", "k"], columns="metric", values=["value", "low", "high"])
         wide.columns = [name if kind == "value" else f"{name}_{kind}" for kind, name in wide.columns]
         return wide.reset_index().sort_values(["width", "k"], ignore_index=True)
+
+    def draws(self, sae: str, metric: str) -> Draws:
+        """A metric of the last protocol asked for, with its bootstrap draws: the same sources for every SAE."""
+        found = json.loads((self.folders[sae] / "rows.json").read_text())
+        at = next(i for i, row in enumerate(found) if row["metric"] == metric)
+        row, values = found[at], np.load(self.folders[sae] / "draws.npy", mmap_mode="r")[at].copy()
+        return Draws(values, row["effective"], row["n_eval"], row["sources"], row["note"], row["origin"])
 
     def tokens(self, sae: str) -> pd.DataFrame:
         """Every kept token: the five squared norms, l0, the norm's prediction, and where it stands in the text."""
@@ -123,7 +104,7 @@ def _surveyed(preset: Preset, opened: list[LoadedSAE], acts: Activations, protoc
     """Folder of each SAE's results; those that are missing or damaged are made together, sharing every pass."""
     def folder(each: LoadedSAE) -> Path:
         key = cache.key(acts=acts.key, sae=each.digest, protocol=asdict(protocol), share=preset.fit_share,
-                        bootstrap=preset.bootstrap, seed=preset.seed, version=1)
+                        bootstrap=preset.bootstrap, seed=preset.seed, version=2)
         return cache.root() / "surveys" / f"{re.sub(r'[^.a-zA-Z0-9-]', '_', each.name)}-{key}"
 
     places = {each.name: folder(each) for each in opened}
@@ -136,6 +117,7 @@ def _surveyed(preset: Preset, opened: list[LoadedSAE], acts: Activations, protoc
                     (temporary / "rows.json").write_text(json.dumps(measured.rows))
                     np.save(temporary / "tokens.npy", measured.tokens)
                     np.save(temporary / "is_eval.npy", measured.is_eval)
+                    np.save(temporary / "draws.npy", measured.draws)
                     cache.seal(temporary)
     return places
 
@@ -145,36 +127,79 @@ class _Measured:
     rows: list[dict[str, Any]]
     tokens: np.ndarray
     is_eval: np.ndarray
+    draws: np.ndarray
 
 
-def measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protocol: Protocol,
-            sweep: Callable[..., Sweep] | None = None) -> dict[str, _Measured]:
-    """All metrics of all SAEs under one protocol, from one or three sweeps (the authors score rows they fitted on).
+def measure(preset: Preset, opened: list[LoadedSAE], acts: Activations, protocol: Protocol) -> dict[str, _Measured]:
+    """All metrics of all SAEs under one protocol, from one or three runs of the passes.
 
-    ``sweep`` makes a sweep that does its passes elsewhere.
+    Three, because the authors score FVU and the norm test on rows that they fitted on.
     """
-    sweep = sweep or Sweep
     fit = fitted_rows(preset, acts, protocol)
-    everything = np.ones_like(fit)
-    per_context = len(fit) / len(acts.text.tokens)
-    require_rows(int(fit.sum()), acts.x.shape[1], per_context, preset.fit_share)
-    main = sweep(preset, opened, acts, fit, ~fit, protocol.intercept).run()
-    of_fvu = main if protocol.fvu_rows == "eval" else sweep(preset, opened, acts, fit, everything,
-                                                            protocol.intercept).run()
-    of_test = main if protocol.norm_test_rows == "eval" else sweep(preset, opened, acts, everything, everything,
-                                                                   protocol.intercept).run()
-    found = {}
-    for each in opened:
-        scores = {"l0": main.mean_l0(each), "dead_share": main.dead_share(each)}
-        scores |= {name: of_fvu.vector_score(each, name) for name in ("fvu", "fvu_nonlinear")}
-        scores |= {name: main.vector_score(each, name) for name in ("r2_vector", "r2_vector_weighted")}
-        scores |= {"r2_norm": main.norm_score(each, "error")}
-        scores |= {f"norm_test_{name}": of_test.norm_score(each, name) for name in VECTORS}
-        rows = [{"metric": name, "protocol": protocol.name, "value": s.value, "low": s.low, "high": s.high,
-                 "n_fit": int(fit.sum()), "n_eval": s.n, "sources": s.sources, "note": s.note}
-                for name, s in scores.items()]
-        found[each.name] = _Measured(rows, main.tokens[each.name], ~fit)
-    return found
+    every = np.ones_like(fit)
+    require_rows(int(fit.sum()), acts.x.shape[1], len(fit) / len(acts.text.tokens), preset.fit_share)
+    rebuilds = _rebuilds(preset, opened, acts)
+
+    def passes(fitted: np.ndarray, scored: np.ndarray) -> Passes:
+        return Passes(lambda which: _blocks(preset, acts, which), rebuilds,
+                      _choice(preset, acts, fitted, scored, protocol.intercept)).run()
+
+    main = passes(fit, ~fit)
+    of_fvu = main if protocol.fvu_rows == "eval" else passes(fit, every)
+    of_test = main if protocol.norm_test_rows == "eval" else passes(every, every)
+    return {each.name: _measured(each.name, protocol.name, fit, main, of_fvu, of_test) for each in opened}
+
+
+def _measured(name: str, protocol: str, fit: np.ndarray, main: Passes, of_fvu: Passes, of_test: Passes
+              ) -> _Measured:
+    """The rows of one SAE, from the runs of the passes that each metric is scored in."""
+    scores: dict[str, Draws] = {"dead_share": _dead_share(main, name, len(fit))}
+    if l0 := main.mean_l0(name):
+        scores = {"l0": l0} | scores
+    scores |= {metric: (of_fvu if metric.startswith("fvu") else main).vector_score(name, metric)
+               for metric in VECTOR_METRICS}
+    scores |= {"r2_norm": main.norm_score(name, "error")}
+    scores |= {f"norm_test_{vector}": of_test.norm_score(name, vector) for vector in VECTORS}
+    rows = [{"metric": metric, "protocol": protocol, "value": s.value, "low": s.low, "high": s.high,
+             "n_fit": int(fit.sum()), "n_eval": s.n, "sources": s.sources, "note": s.note,
+             "effective": s.effective, "origin": s.origin} for metric, s in scores.items()]
+    most = max(len(s.values) for s in scores.values())
+    draws = np.full((len(scores), most), np.nan)
+    for row, s in zip(draws, scores.values(), strict=True):
+        row[:len(s.values)] = s.values
+    return _Measured(rows, main.tokens[name], ~fit, draws)
+
+
+def _dead_share(passes: Passes, name: str, tokens: int) -> Draws:
+    """Share of the latents that fire on no kept token."""
+    share = 1 - float(passes.fired[name].double().mean())
+    return Draws(np.array([share]), 0.0, tokens, len(set(passes.choice.cluster)), COUNTED)
+
+
+def _choice(preset: Preset, acts: Activations, fit: np.ndarray, scored: np.ndarray, intercept: bool) -> Choice:
+    """Sums are kept by context; draws are of sources."""
+    return Choice(torch.from_numpy(fit), torch.from_numpy(scored), torch.from_numpy(acts.context).long(),
+                  clusters(acts.text.source), intercept, preset.bootstrap, preset.seed, np.float32)
+
+
+def _blocks(preset: Preset, acts: Activations, which: str) -> Iterator[Block]:
+    """Whole contexts, about ``ROWS`` rows at a time, float32 on the device."""
+    device = model.device_of(preset)
+    every = list(pairwise(blocks(acts.starts, device.type)))
+    for begin, end in progress.bar(every, f"survey, {which} of three passes", "blocks"):
+        rows = slice(int(acts.starts[begin]), int(acts.starts[end]))
+        x = acts.read(rows, device)
+        yield Block(rows, x, x)
+
+
+def _rebuilds(preset: Preset, opened: Sequence[LoadedSAE], acts: Activations) -> dict[str, Rebuild]:
+    """What the passes call: each SAE decoded from its stored codes, where that is the same as the SAE itself."""
+    def rebuild(each: LoadedSAE) -> Rebuild:
+        each.sae.to(model.device_of(preset))
+        stored = codes.of(each, acts)
+        return lambda block: Rebuilt(*(stored.through(each, block.rows) if stored else each(block.x)))
+
+    return {each.name: rebuild(each) for each in opened}
 
 
 def _warn_if_absurd(each: LoadedSAE, rows: list[dict[str, Any]]) -> None:
@@ -200,164 +225,6 @@ def blocks(starts: np.ndarray, device: str = "cpu") -> list[int]:
         begin = found[-1]
         found.append(max(begin + 1, int(np.searchsorted(starts, starts[begin] + most, side="right")) - 1))
     return found
-
-
-class Sweep:
-    """The three passes for one choice of fitted and scored rows."""
-
-    through_codes: Collection[str] | None = None  # whose moments come from their codes, where that is decided elsewhere
-
-    def __init__(self, preset: Preset, opened: list[LoadedSAE], acts: Activations, fit: np.ndarray,
-                 scored: np.ndarray, intercept: bool) -> None:
-        self.preset, self.opened, self.acts, self.intercept = preset, opened, acts, intercept
-        self.fit, self.scored = torch.from_numpy(fit), torch.from_numpy(scored)
-        self.device = model.device_of(preset)
-        self.clusters = clusters(acts.text.source)
-        contexts = len(acts.text.tokens)
-        self.of_x = Sums(contexts)
-        self.of_error = {each.name: Sums(contexts) for each in opened}
-        self.of_norms = {each.name: Sums(contexts) for each in opened}
-        self.l0 = {each.name: Sums(contexts) for each in opened}
-        self.fired = {each.name: torch.zeros(each.width, dtype=torch.bool) for each in opened}
-        self.tokens = {each.name: np.zeros((len(fit), len(COLUMNS)), np.float32) for each in opened}
-        self._cached: dict[str, dict[str, Tensor]] = {}
-        for each in opened:
-            each.sae.to(self.device)
-        self.codes = {each.name: codes.of(each, acts) for each in opened}
-
-    def run(self) -> Sweep:
-        maps = solve(self._pass_one(), self.intercept)
-        self._pass_three(solve(self._pass_two(maps), self.intercept))
-        return self
-
-    def _moments(self) -> Moments:
-        return Moments()
-
-    def _batches(self, which: str) -> Iterator[tuple[slice, Tensor]]:
-        """Whole contexts, about ``ROWS`` rows at a time, float32 on the device."""
-        starts = self.acts.starts
-        every = list(pairwise(blocks(starts, self.device.type)))
-        for begin, end in progress.bar(every, f"survey, {which} of three passes", "blocks"):
-            rows = slice(int(starts[begin]), int(starts[end]))
-            yield rows, self.acts.read(rows, self.device)
-
-    def _through(self, each: LoadedSAE, rows: slice, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sae(x), L0 and which latents fired: decoded from the stored codes where that is the same."""
-        stored = self.codes[each.name]
-        return stored.through(each, rows) if stored else each(x)
-
-    def _pass_one(self) -> Moments:
-        """Of x and every SaeError over the fitted rows, for b* (section 3)."""
-        moments = self._moments()
-        names = self.sooner(int(self.fit.sum())) if self.through_codes is None else self.through_codes
-        coded = {each.name: CodedError(each.sae.W_dec.data, each.sae.b_dec.data)
-                 for each in self.opened if each.name in names}
-        for i, (rows, x) in enumerate(self._batches("first")):
-            for error in coded.values():
-                error.begin(i)
-            fit = self.fit[rows].to(self.device)
-            if not fit.any():
-                continue
-            fitted = x[fit]
-            moments.update(fitted, ((each.name, fitted - self._through(each, rows, x)[0][fit])
-                                    for each in self.opened if each.name not in coded))
-            u = shifted(fitted, moments.columns[""].shift, wide=False) if coded else fitted
-            for each in self.opened:
-                if each.name in coded and (stored := self.codes[each.name]):
-                    coded[each.name].update(u, stored.matrix(rows, each.width)[fit.numpy()])
-        moments.columns |= {name: error.columns(moments.columns[""]) for name, error in coded.items()}
-        return moments
-
-    def sooner(self, rows: int) -> set[str]:
-        """The SAEs whose moments over so many rows come sooner from their codes than from their errors, on a processor.
-
-        How many latents are active is read off the first block, which every shard of a text can see.
-        """
-        if self.device.type != "cpu":
-            return set()
-        _, first = self.first_block()
-        return {each.name for each in self.opened if (stored := self.codes[each.name])
-                and cheaper(rows, each.sae.cfg.d_in, each.width, stored.mean_l0(first))}
-
-    def first_block(self) -> tuple[slice, slice]:
-        """The contexts and the rows of the first block with fitted rows, by whose means moments are shifted."""
-        starts = self.acts.starts
-        for begin, end in pairwise(blocks(starts, self.device.type)):
-            rows = slice(int(starts[begin]), int(starts[end]))
-            if self.fit[rows].any():
-                return slice(begin, end), rows
-        raise DarkmatterError("No row of this text is fitted; give more text, or a larger fit_share.")
-
-    def _pass_two(self, maps: dict[str, LinearMap]) -> Moments:
-        """Sums over the scored rows, the squared norms of all rows, and the moments for the maps that predict them."""
-        own = {name: each.to(torch.float32, self.device) for name, each in maps.items()}
-        moments = self._moments()
-        for rows, x in self._batches("second"):
-            scored, context = self.scored[rows].to(self.device), torch.from_numpy(self.acts.context[rows])
-            ids = context[self.scored[rows]].long()
-            if scored.any():
-                self.of_x.add_x(ids, x[scored])
-            of_x, norms = squared_norm(x), {}
-            for each in self.opened:
-                sae_x, l0, fired = self._through(each, rows, x)
-                error = x - sae_x
-                linear = own[each.name](x)
-                residual = error - linear
-                if scored.any():
-                    self.of_error[each.name].add_error(ids, error[scored], residual[scored])
-                    active = l0.to(self.device)[scored].double()
-                    self.l0[each.name].add_error(ids, active, active)
-                self.fired[each.name] |= fired.cpu()
-                norms[each.name] = torch.stack([of_x, *map(squared_norm, (sae_x, error, linear, residual))], 1)
-                self.tokens[each.name][rows, :5] = norms[each.name].cpu()
-                self.tokens[each.name][rows, 5] = l0.cpu()
-            fit = self.fit[rows].to(self.device)
-            if fit.any():
-                moments.update(x[fit], ((name, norm[fit]) for name, norm in norms.items()))
-        return moments
-
-    def _pass_three(self, maps: dict[str, LinearMap]) -> None:
-        """The squared norms' predictions a*x, and what they leave on the scored rows."""
-        for rows, x in self._batches("third"):
-            scored = self.scored[rows]
-            ids = torch.from_numpy(self.acts.context[rows])[scored].long()
-            wide = x.double().cpu() if self.device.type == "mps" else x.double()
-            for each in self.opened:
-                predicted = maps[each.name](wide).cpu()
-                norms = torch.from_numpy(self.tokens[each.name][rows, :5]).double()
-                self.tokens[each.name][rows, 6] = predicted[:, VECTORS.index("error")]
-                if scored.any():
-                    self.of_norms[each.name].add_error(ids, norms[scored], (norms - predicted)[scored])
-
-    def _totals(self, *sums: Sums) -> dict[str, Tensor]:
-        joined = {key: value for each in sums for key, value in each.items()}
-        return resample(joined, self.clusters, self.preset.bootstrap, self.preset.seed)
-
-    def vector_score(self, each: LoadedSAE, metric: str) -> Score:
-        """FVU, FVU_nonlinear or an R² of the error vector."""
-        key = f"{each.name} vector"
-        if key not in self._cached:
-            self._cached = {key: self._totals(self.of_x, self.of_error[each.name])}  # of one SAE at a time
-        return score(self._cached[key], metric)
-
-    def norm_score(self, each: LoadedSAE, vector: str) -> Score:
-        """R² of the squared norm of one of the five vectors."""
-        column = VECTORS.index(vector)
-        sums = {key: value[:, column:column + 1] if value.ndim == 2 else value
-                for key, value in self.of_norms[each.name].items()}
-        return score(resample(sums, self.clusters, self.preset.bootstrap, self.preset.seed), "r2_norm")
-
-    def mean_l0(self, each: LoadedSAE) -> Score:
-        """Mean number of active latents a scored token."""
-        totals = self._totals(self.l0[each.name])
-        means = totals["e"][:, 0] / totals["n"]
-        low, high = interval(means[1:], float(totals["effective"][0]))
-        return Score(float(means[0]), low, high, int(totals["n"][0]), int(totals["sources"][0]))
-
-    def dead_share(self, each: LoadedSAE) -> Score:
-        """Share of the latents that fire on no kept token."""
-        share = 1 - float(self.fired[each.name].double().mean())
-        return Score(share, None, None, len(self.fit), int(self.clusters.max()) + 1, COUNTED)
 
 
 def losses(preset: Preset, contexts: int, loaded: model.LoadedModel | None = None) -> np.ndarray:

@@ -67,7 +67,7 @@ def orthonormal(d: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed)))[0]
 
 
-def norm_test(v: Tensor, x: Tensor | None = None, seed: int = 0) -> regression.Score:
+def norm_test(v: Tensor, x: Tensor | None = None, seed: int = 0) -> regression.Draws:
     """The test on independent rows: held-out R² of ‖v‖² from x [n, d] (left out: from v itself), with its interval."""
     n, x = len(v), v if x is None else x
     block = torch.arange(n) * BLOCKS // n
@@ -75,5 +75,4 @@ def norm_test(v: Tensor, x: Tensor | None = None, seed: int = 0) -> regression.S
     rows = Rows(torch.from_numpy(regression.split(ids, seed=seed))[block], block, ids, 200, seed)
     target = regression.squared_norm(v)[:, None]
     draws = r2(target, predict(x.__getitem__, target, rows), rows)
-    value, low, high = rows.estimate(draws[:, 0])
-    return regression.Score(None if math.isnan(value) else value, low, high, int((~rows.fit).sum()), BLOCKS)
+    return regression.Draws(draws[:, 0], rows.effective, int((~rows.fit).sum()), BLOCKS)

@@ -98,7 +98,7 @@ fitted = torch.from_numpy(survey.fitted_rows(p, acts, survey.PROTOCOLS["strict"]
 context = torch.from_numpy(acts.context[some]).long()
 
 
-def refit(target: torch.Tensor) -> tuple[survey.Score, torch.Tensor]:
+def refit(target: torch.Tensor) -> tuple[survey.Draws, torch.Tensor]:
     """Held-out R² of a linear map from x to ``target`` on these rows, and its predictions."""
     moments = Moments()
     moments.update(x[fitted], [("target", target[fitted])])

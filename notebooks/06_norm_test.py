@@ -246,7 +246,7 @@ cases = pd.DataFrame([(label, formula, theory.norm_test(v, seed=p.seed), theory.
                       for label, (v, formula) in made.items()], columns=["vector", "formula", "itself", "first"])
 
 # %% tags=["hide-input"]
-def of_score(score: survey.Score) -> str:
+def of_score(score: survey.Draws) -> str:
     return interval(score.value, score.low, score.high)
 
 

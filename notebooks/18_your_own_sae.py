@@ -53,7 +53,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from darkmatter import activations, decompose, figures, records, regression, report, saes, survey
+from darkmatter import activations, decomposition, figures, records, regression, report, saes, survey
 from darkmatter import preset as presets
 from darkmatter.errors import DarkmatterError
 from darkmatter.figures import interval, number, prose
@@ -106,7 +106,7 @@ if not sae:
 # %%
 reference = sae or str(folder)
 mine = presets.load(preset, sae=reference, site=site, corpus=corpus)
-result = decompose.of(mine)
+result = decomposition.of(mine)
 
 # %% tags=["hide-input"]
 fvu, rest, ends = result["fvu"], result["fvu_nonlinear"], result["intervals"]

@@ -55,8 +55,7 @@ def test_rows_are_the_same_however_they_are_read() -> None:
     assert torch.linalg.matrix_rank((whole - whole.mean(0)).double()) == d
 
 
-@pytest.mark.parametrize("through_codes", [False, True])
-def test_both_regressions_are_numpys_least_squares(through_codes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_regressions_are_numpys_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regress, "BLOCK", 100)  # several blocks a side
     n, d, fit = 900, 8, 549
     saes = [data.RandomSAE(d, [32, 4], seed) for seed in range(2)]
@@ -71,7 +70,7 @@ def test_both_regressions_are_numpys_least_squares(through_codes: bool, monkeypa
     assert np.min(expected) > 0.05 and np.max(expected) < 0.95  # partly linear
     np.testing.assert_allclose(regress.dense(given, x, errors, fit), expected, atol=1e-5)
     fitted, held = (regress._blocks(x, codes, *ends) for ends in ((0, fit), (fit, n)))
-    np.testing.assert_allclose(regress.streamed(fitted, held, saes, through_codes), expected, atol=1e-5)
+    np.testing.assert_allclose(regress.streamed(fitted, held, saes), expected, atol=1e-5)
 
 
 def test_sides_that_differ_are_not_timed() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from darkmatter import __main__ as cli
-from darkmatter import decompose as room
+from darkmatter import decomposition as room
 from darkmatter import preset as presets
 from darkmatter.errors import DarkmatterError
 from tests import tiny

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from darkmatter import __main__ as cli
-from darkmatter import decompose, model, plan, saes, sizes, survey
+from darkmatter import decomposition, model, plan, saes, sizes, survey
 from darkmatter import preset as presets
 from darkmatter.errors import DarkmatterError
 from tests import systems, tiny
@@ -173,7 +173,7 @@ def test_a_run_that_will_not_fit_says_so_before_it_starts(own_cache: Path, monke
     preset = presets.load("gemma-2-9b", device="cpu")
     with pytest.warns(UserWarning, match="WILL PROBABLY NOT FIT: the forward pass does not fit this machine"), \
             pytest.raises(DarkmatterError, match="it started"):
-        decompose.of(preset)
+        decomposition.of(preset)
 
 
 def test_a_disk_that_is_too_small(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from darkmatter import activations, book, cache, decompose, execution, model, plan, precision, records, survey
+from darkmatter import activations, book, cache, decomposition, execution, model, plan, precision, records, survey
 from darkmatter import preset as presets
 from darkmatter.errors import DarkmatterError
 from tests import tiny
@@ -124,8 +124,8 @@ def test_a_survey_in_either_type_lies_inside_the_others_intervals() -> None:
     """A real model and a shipped SAE: what the types round differently is small beside what the text leaves open."""
     found: dict[str, Any] = {}
     for dtype in ("float32", "bfloat16"):
-        preset = decompose.settings("smollm2", "blocks.15.hook_resid_post", "artifact:smollm2-l15-w1024-k32", "smollm2",
-                                    16, 256)
+        preset = decomposition.settings("smollm2", "blocks.15.hook_resid_post", "artifact:smollm2-l15-w1024-k32",
+                                        "smollm2", 16, 256)
         with_type = presets.load("smollm2", **(preset.fields() | {"dtype": dtype, "batch_contexts": 4}))
         found[dtype] = tiny.metrics(survey.run(with_type), "smollm2-l15-w1024-k32")
     one, other = found["float32"], found["bfloat16"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from darkmatter import regression as reg
 from darkmatter.errors import DarkmatterError
+from darkmatter.regression.moments import add_narrow
 
 D = 24
 METRICS = ("fvu", "fvu_nonlinear", "r2_vector", "r2_vector_weighted")
@@ -40,7 +41,7 @@ def sums_of(x: Tensor, e: Tensor, r: Tensor, groups: int = 30) -> dict[str, Tens
     return shared | own
 
 
-def decompose(x: Tensor, reconstruction: Tensor, products: str = "float32") -> dict[str, reg.Score]:
+def decompose(x: Tensor, reconstruction: Tensor, products: str = "float32") -> dict[str, reg.Draws]:
     """Fit b* on the first 60% of the rows, score the rest."""
     error, fit = x - reconstruction, len(x) * 6 // 10
     b = reg.solve(moments(x[:fit], error[:fit], products))["y"]
@@ -185,7 +186,7 @@ def test_adding_float32_sums_in_strips_changes_no_bit(rows: int) -> None:
     total = torch.randn(rows, D, generator=g, dtype=torch.float64)
     part = torch.randn(rows, D, generator=g)
     expected = total + part.double()
-    reg.add_narrow(total, part)
+    add_narrow(total, part)
     assert torch.equal(total, expected)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from darkmatter import __main__ as cli
-from darkmatter import decompose, model, records, report, saes
+from darkmatter import decomposition, model, records, report, saes
 from darkmatter.corpus import Corpus
 from darkmatter.errors import DarkmatterError
 from tests import tiny
@@ -50,8 +50,8 @@ def world(own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> A
         named = acts.__class__(acts.x, acts.context, acts.position,
                                Corpus(acts.text.tokens, acts.text.source, names), acts.key)
         tiny.surveyed(monkeypatch, named, tiny.loaded(sae, tiny.topk()))
-        preset = decompose.settings("smoke", tiny.SITE, sae, corpus or "smoke")
-        return preset, decompose.decompose("smoke", tiny.SITE, sae, corpus or "smoke")
+        preset = decomposition.settings("smoke", tiny.SITE, sae, corpus or "smoke")
+        return preset, decomposition.decompose("smoke", tiny.SITE, sae, corpus or "smoke")
     return make
 
 
@@ -163,8 +163,8 @@ def test_an_sae_without_error(world: Any, monkeypatch: pytest.MonkeyPatch) -> No
     """No R² of an error that is 0; the page still stands."""
     preset, _ = world("plays")
     tiny.surveyed(monkeypatch, report.survey.activations.evaluation(preset), tiny.formula("same", torch.clone))
-    result = decompose.decompose("smoke", tiny.SITE, "same", "smoke")
-    assert "no variance" in Text(report.page(decompose.settings("smoke", tiny.SITE, "same", "smoke"), result)).text
+    result = decomposition.decompose("smoke", tiny.SITE, "same", "smoke")
+    assert "no variance" in Text(report.page(decomposition.settings("smoke", tiny.SITE, "same", "smoke"), result)).text
 
 
 # ---- the ladder ----

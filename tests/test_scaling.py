@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.optimize import curve_fit
 
-from darkmatter import preset, regression, scaling
+from darkmatter import scaling, survey
 from darkmatter.errors import DarkmatterError
+from tests import tiny
 
 WIDTHS = 2.0 ** np.arange(10, 15)
 PLANTED = {"c": 0.15, "a": 0.09 * 1024**0.5, "m": 0.5}
@@ -116,26 +115,16 @@ def test_the_ladder() -> None:
     assert list(scaling.ladder(measured)["sae"]) == ["a", "c"]
 
 
-def test_the_draws_are_the_surveys() -> None:
-    """Against the sums that the survey scores: the same point, the same interval."""
-    rng, contexts, each, d = np.random.default_rng(0), 30, 40, 5
-    context = np.repeat(np.arange(contexts, dtype=np.int32), each)
-    x = torch.from_numpy(rng.standard_normal((len(context), d)) + 1).bfloat16()
-    held_out = context % 2 == 0
-    error = [torch.from_numpy(rng.standard_normal((len(context), d))) * size for size in (0.3, 0.5)]
-    tables = {str(i): pd.DataFrame({"error_norm2": (e**2).sum(1), "nonlinear_norm2": (e**2).sum(1) / 3,
-                                    "is_eval": held_out}) for i, e in enumerate(error)}
-    text = SimpleNamespace(tokens=np.zeros((contexts, each)), source=np.arange(contexts))
-    result: Any = SimpleNamespace(acts=SimpleNamespace(x=x, context=context, text=text), tokens=tables.__getitem__)
-    p = preset.load("smoke")
-    found = scaling.draws(p, result, ["0", "1"])
-    ids, scored = torch.from_numpy(context)[held_out].long(), torch.from_numpy(held_out)
-    for i, e in enumerate(error):
-        of_x, of_error = regression.Sums(contexts), regression.Sums(contexts)
-        of_x.add_x(ids, x[scored])
-        of_error.add_error(ids, e[scored], e[scored] / 3**0.5)
-        totals = regression.resample({**of_x, **of_error}, np.arange(contexts), p.bootstrap, p.seed)
+def test_the_draws_are_the_surveys(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same point and the same interval, and differences draw by draw."""
+    opened = [tiny.loaded(f"w{width}", tiny.topk(width)) for width in (32, 64)]
+    preset = tiny.preset(saes=tiny.surveyed(monkeypatch, tiny.acts(), *opened))
+    result = survey.run(preset)
+    found = scaling.draws(preset, result, ["w32", "w64"])
+    for i, each in enumerate(opened):
+        rows = tiny.metrics(result, each.name)
         for metric, draws in (("fvu", found.fvu), ("fvu_nonlinear", found.fvu_nonlinear)):
-            theirs = regression.score(totals, metric)
-            ours = scaling.estimate(draws[:, i], found.effective)
-            assert ours == pytest.approx((theirs.value, theirs.low, theirs.high))
+            assert scaling.estimate(draws[:, i], found.effective) == pytest.approx(
+                tuple(rows.loc[metric, ["value", "low", "high"]]))
+    difference = result.draws("w32", "fvu") - result.draws("w64", "fvu")
+    np.testing.assert_allclose(difference.values, found.fvu[:, 0] - found.fvu[:, 1])

@@ -9,7 +9,7 @@ from . import preset as presets
 from . import survey
 from .errors import DarkmatterError
 from .preset import Preset
-from .survey import VECTORS
+from .regression.passes import VECTORS
 
 METRICS = ("l0", "dead_share", "fvu", "fvu_nonlinear", "r2_vector", "r2_vector_weighted", "r2_norm")
 
