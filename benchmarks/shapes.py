@@ -26,13 +26,13 @@ class Row:
     target_memory: float | None = None
 
 
-SURVEY = ("activations", "codes", "model", "regression", "saes", "survey", "topk")
+SURVEY = ("activations", "codes", "model", "regression/moments", "regression/passes", "saes", "survey", "topk")
 ROWS = {
     "regression": Row("regress:regression", "regression of SaeError on x, one SAE, with held-out R²",
-                      "torch.linalg.lstsq in float32, everything in memory", "times", 4, ("regression",),
+                      "torch.linalg.lstsq in float32, everything in memory", "times", 4, ("regression/moments", "regression/scores"),
                       1 / 3),
     "ladder": Row("regress:ladder", "the same for a ladder of SAEs at one site", "the same for each SAE", "times", 12,
-                  ("regression",)),
+                  ("regression/moments", "regression/scores")),
     "survey": Row("passes:run", "survey, all passes, one SAE", "one forward pass to the site + one encoder product",
                   "of", 1.25, SURVEY),
     "survey-ladder": Row("passes:run", "survey of a whole ladder",

@@ -75,7 +75,7 @@ class Need:
 
     @property
     def kept_on_disk(self) -> float:
-        """Activations of the site and of the preset's others, the SAEs' codes, and for each a table of tokens, and draws."""
+        """Activations of the site and of the preset's others, and for each SAE codes, a table of tokens, and draws."""
         sites = {self.preset.site, *self.preset.elsewhere}
         activations = 2 * self.kept * sum(self.shape.width(site) for site in sites)
         draws = 8 * METRICS * (1 + self.preset.bootstrap)

@@ -53,7 +53,7 @@ def test_decompose_prints_a_table_and_writes_json(
         asked.update(words)
         return RESULT
 
-    given(monkeypatch, "decompose", decompose=decompose)
+    given(monkeypatch, "decomposition", decompose=decompose)
     words = [
         "decompose",
         "--model",
