@@ -26,13 +26,14 @@ class Row:
     target_memory: float | None = None
 
 
+CORE = ("regression/moments", "regression/scores")
 SURVEY = ("activations", "codes", "model", "regression/moments", "regression/passes", "saes", "survey", "topk")
 ROWS = {
     "regression": Row("regress:regression", "regression of SaeError on x, one SAE, with held-out R²",
-                      "torch.linalg.lstsq in float32, everything in memory", "times", 4, ("regression/moments", "regression/scores"),
+                      "torch.linalg.lstsq in float32, everything in memory", "times", 4, CORE,
                       1 / 3),
     "ladder": Row("regress:ladder", "the same for a ladder of SAEs at one site", "the same for each SAE", "times", 12,
-                  ("regression/moments", "regression/scores")),
+                  CORE),
     "survey": Row("passes:run", "survey, all passes, one SAE", "one forward pass to the site + one encoder product",
                   "of", 1.25, SURVEY),
     "survey-ladder": Row("passes:run", "survey of a whole ladder",
