@@ -143,6 +143,7 @@ def _write(folders: Mapping[str, Path], preset: Preset, loaded: model.LoadedMode
     for folder in folders.values():
         (folder / "done.json").write_text(json.dumps({"shape": [int(keep.sum()), _done(folder)["width"]]}))
         cache.seal(folder)
+    progress.say(f"activations: {len(tokens)} contexts at {len(folders)} sites")
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
