@@ -169,6 +169,7 @@ def _write(folders: Mapping[Request, Path], preset: Preset, loaded: model.Loaded
         shape = [int(keep[:contexts].sum()), _done(folder)["width"]]
         (folder / "done.json").write_text(json.dumps({"shape": shape}))
         cache.seal(folder)
+    progress.say(f"activations: {len(tokens)} contexts at {len(folders)} sites")
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:

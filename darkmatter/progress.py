@@ -34,7 +34,7 @@ class bar(tqdm):
         every = 1 if self.told or self.live else 30
         super().__init__(iterable, what, unit=unit, delay=every, mininterval=0.2 if self.live else every, miniters=1,
                          smoothing=0, leave=False, ncols=shutil.get_terminal_size().columns - 1,
-                         bar_format=BAR if self.live else LINE, **options)
+                         nrows=20, bar_format=BAR if self.live else LINE, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Show where the loop is; an empty ``msg``: it has ended."""

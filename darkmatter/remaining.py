@@ -138,7 +138,7 @@ class Line:
         """While the body works, show the line."""
         stop, live = threading.Event(), sys.stdout.isatty()
         with ExitStack() as around:
-            bar = around.enter_context(tqdm(bar_format="{desc}", file=sys.stdout, ncols=WIDE, leave=False,
+            bar = around.enter_context(tqdm(bar_format="{desc}", file=sys.stdout, ncols=WIDE, nrows=20, leave=False,
                                              disable=not live))
             if live:  # what is printed goes above the line
                 around.enter_context(redirect_stdout(cast(TextIO, DummyTqdmFile(sys.stdout))))

@@ -83,13 +83,13 @@ Task = tuple[Callable[..., dict[str, Path]], tuple[Any, ...]]
 def side_by_side(tasks: Sequence[Task], jobs: int) -> dict[str, Path]:
     """Call each function with its arguments, ``jobs`` processes of one thread at a time; join what they return."""
     if jobs == 1 or len(tasks) < 2:
-        results = [call(*words) for call, words in progress.bar(tasks, "training", "SAEs")]
+        results = [call(*words) for call, words in progress.bar(tasks, "trained", "SAEs")]
     else:
         spawned = multiprocessing.get_context("spawn")
         progress.in_lines()  # several processes cannot draw on one
         with ProcessPoolExecutor(jobs, spawned, _begin) as pool:
             running = [pool.submit(call, *words) for call, words in tasks]
-            for _ in progress.bar(as_completed(running), "training", "SAEs", total=len(tasks)):
+            for _ in progress.bar(as_completed(running), "trained", "SAEs", total=len(tasks)):
                 pass
             results = [each.result() for each in running]
     return {name: folder for result in results for name, folder in result.items()}
@@ -177,8 +177,8 @@ def _train(preset: Preset, x: torch.Tensor, stream: str, width: int, k: int, on:
             work = folder.with_name(folder.name + ".work")
             trainer, began = _trainer(preset, x, stream, width, k, work), time.time()
             start, batches = trainer.n_training_samples, iter(trainer.data_provider)
-            with progress.bar(batches, name(preset, width, k, on), "steps", initial=trainer.n_training_steps,
-                              total=trainer.cfg.total_training_steps) as bar:
+            with progress.bar(batches, f"training {name(preset, width, k, on)}", "steps",
+                              initial=trainer.n_training_steps, total=trainer.cfg.total_training_steps) as bar:
                 trainer.data_provider = iter(bar)
                 trainer.fit()
             record = _record(preset, x, stream, trainer, work)
