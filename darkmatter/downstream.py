@@ -19,7 +19,8 @@ from transformers import DynamicCache
 from . import model, progress
 from .activations import Activations
 from .errors import DarkmatterError
-from .regression import WIDE, LinearMap
+from .regression import LinearMap
+from .regression.moments import WIDE
 from .saes import LoadedSAE
 
 LOGITS = 2**27  # numbers in memory at once: a variant has one for each kept position and word of the vocabulary

@@ -16,6 +16,7 @@ import torch
 from darkmatter import activations, book, cache, decomposition, execution, model, plan, precision, records, survey
 from darkmatter import preset as presets
 from darkmatter.errors import DarkmatterError
+from darkmatter.remaining import Line
 from tests import tiny
 
 HOME = Path(__file__).resolve().parents[1]
@@ -144,6 +145,7 @@ def outside(a: Any, b: Any, inside: Any) -> str:
 def test_a_chapter_runs_on_any_processor(tmp_path: Path) -> None:
     """From the forward pass over training text to the record, SAEs trained on the way."""
     source, folder = HOME / "notebooks" / "02_norm.py", tmp_path / "run"
-    execution.execute(source, folder, {"preset": "smoke"}, HOME, tmp_path / "records")
+    line = Line("smoke", [(["02_norm"], 1)])
+    execution.execute(source, folder, {"preset": "smoke"}, HOME, tmp_path / "records", line)
     record = json.loads((folder / "record.json").read_text())
     assert record["dtype"] == model.dtype_of(presets.load("smoke")) and len(record["metrics"]) > 10

@@ -132,11 +132,11 @@ def results(place: Place) -> dict[str, Any]:
 
 
 def finished(folder: Path) -> Iterator[Path]:
-    """Files that count: neither locks, nor temporary ones, nor checkpoints of a training that is done."""
+    """Files that count: neither locks, nor measured speeds, nor temporary ones, nor checkpoints of a done training."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") or part.endswith(".work") for part in parts)
-        if path.is_file() and not hidden and parts[0] != "locks":
+        if path.is_file() and not hidden and parts[0] not in ("locks", "processor"):
             yield path
 
 

@@ -133,7 +133,7 @@ class Decompositions(dict[str, Decomposition]):
     def table(self) -> pd.DataFrame:
         """One row an SAE and metric: sae, metric, value, low, high, note."""
         parts = [each.table.rename_axis("metric").reset_index().assign(sae=name) for name, each in self.items()]
-        return pd.concat(parts, ignore_index=True)[["sae", "metric", "value", "low", "high", "note"]]
+        return pd.concat(parts, ignore_index=True).reindex(columns=["sae", "metric", "value", "low", "high", "note"])
 
     def plot(self) -> "Figure":
         """A bar of FVU for each SAE, split into its linear and its nonlinear share."""
@@ -281,7 +281,8 @@ class _Rebuild:
 
     def plain(self, x: Tensor) -> Tensor:
         """Sae(x), in at least float32."""
-        return _wide(self.sae(x))
+        y: Any = self.sae(x)
+        return _wide(y)
 
     @torch.no_grad()
     def __call__(self, block: Block) -> Rebuilt:

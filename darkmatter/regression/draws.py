@@ -95,7 +95,7 @@ class Draws:
     __radd__, __rmul__ = __add__, __mul__
 
     def __neg__(self) -> "Draws":
-        return self.map(operator.neg)
+        return self * -1
 
     def __float__(self) -> float:
         return float(self.values[0])
