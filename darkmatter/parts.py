@@ -71,7 +71,8 @@ def error_map(base: LoadedSAE, acts: Activations, fit: np.ndarray) -> LinearMap:
                 inside = torch.from_numpy(fit[rows]).to(x.device)
                 moments.update(x[inside], [("error", error[inside])])
             found = solve(moments)["error"]
-            arrays = {"weight": found.weight.cpu().numpy(), "bias": found.bias.cpu().numpy(), "rank": np.array(found.rank)}
+            arrays = {"weight": found.weight.cpu().numpy(), "bias": found.bias.cpu().numpy(),
+                      "rank": np.array(found.rank)}
             cache.save_arrays(path, **arrays)
     return LinearMap(torch.from_numpy(arrays["weight"]), torch.from_numpy(arrays["bias"]), int(arrays["rank"]))
 
@@ -103,7 +104,7 @@ def _digest(fit: np.ndarray) -> str:
 
 
 def _errors(base: LoadedSAE, acts: Activations) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, x and SaeError(x), both float32 on the SAE's device, block by block; the encoder runs once for all parts."""
+    """Rows, x and SaeError(x), both float32 on the SAE's device; the encoder runs once for all parts."""
     stored, device = codes.of(base, acts), base.sae.W_dec.device
     for begin in range(0, len(acts.x), ROWS):
         rows = slice(begin, min(begin + ROWS, len(acts.x)))

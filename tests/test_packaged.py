@@ -1,4 +1,4 @@
-"""Models out of packages: pieces joined and checked, a directory made once, and a sentence for each thing that is wrong."""
+"""Models out of packages: pieces joined and checked, a directory made once, a sentence for each thing that is wrong."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def test_pieces_are_joined_once_and_not_needed_again(site: Path, made: list[byte
 
 
 @pytest.mark.parametrize(("second", "version", "told"), [
-    (None, "1.0", "The model package 'tiny-part2' of the model 'tiny' is missing; install it with "),
-    (BYTES[1], "1.1", "The model package 'tiny-part2' has version 1.1, and the model 'tiny' is made of 1.0; install it "),
-    (b"and the sec0nd", "1.0", "weights of the model package 'tiny-part2' is damaged or missing; install it again with "),
+    (None, "1.0", "The model package 'tiny-part2' of the model 'tiny' is missing; install it"),
+    (BYTES[1], "1.1", "The model package 'tiny-part2' has version 1.1, and the model 'tiny' is made of 1.0"),
+    (b"and the sec0nd", "1.0", "weights of the model package 'tiny-part2' is damaged or missing; install it"),
 ])
 def test_a_piece_that_is_not_as_it_should_be_gets_one_sentence(
     site: Path, made: list[bytes], second: bytes | None, version: str, told: str
@@ -122,8 +122,9 @@ def test_gemma_reads_english_as_transformers_does() -> None:
     theirs: dict[str, torch.Tensor] = {}
     for layer in (4, 5, 12):
         block = plain.model.layers[layer]
-        for kind, module in (("mlp_out", block.post_feedforward_layernorm), ("attn_out", block.post_attention_layernorm),
-                             ("resid_post", block)):
+        modules = {"mlp_out": block.post_feedforward_layernorm, "attn_out": block.post_attention_layernorm,
+                   "resid_post": block}
+        for kind, module in modules.items():
             module.register_forward_hook(lambda _, given, output, site=f"blocks.{layer}.hook_{kind}":
                                          theirs.update({site: output[0] if isinstance(output, tuple) else output}))
     with torch.inference_mode():
