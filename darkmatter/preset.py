@@ -94,7 +94,7 @@ class Preset:
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     """What the results are filed under: letters, digits, '-', '_' and '.'."""
     model: Text
-    """'smollm2' (built in, offline), a Hugging Face hub id, or a local model directory."""
+    """'smollm2' or 'gemma-3-270m-q4' (from Python packages, offline), a Hugging Face hub id, or a model directory."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Floating-point type the model runs in; auto: bfloat16 where the device multiplies faster in it, else float32."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"

@@ -64,6 +64,7 @@ SHAPES = {  # as published with the models
     "gpt2": Shape(12, 768, 3072, 12, 12, 64, 50_257, gated=False, norms=4, bytes=4),
     "google/gemma-3-270m": Shape(18, 640, 2048, 4, 1, 256, 262_144, norms=4),
     "google/gemma-3-1b-pt": Shape(26, 1152, 6912, 4, 1, 256, 262_144, norms=4),
+    "gemma-3-270m-q4": Shape(18, 640, 2048, 4, 1, 256, 262_144, norms=4, bytes=1),
     "smollm2": Shape(30, 576, 1536, 9, 3, 64, 49_152, bytes=1),
 }
 

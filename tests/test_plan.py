@@ -29,7 +29,7 @@ from tests import systems, tiny
 PAPER = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b", "gpt2-small", "gemma-3-270m", "gemma-3-1b")
 PUBLISHED = {"google/gemma-2-2b": 2_614_341_888, "google/gemma-2-9b": 9_241_705_984, "gpt2": 124_439_808,
              "meta-llama/Llama-3.1-8B": 8_030_261_248, "google/gemma-3-270m": 268_098_176,
-             "google/gemma-3-1b-pt": 999_885_952, "smollm2": 134_515_008}
+             "google/gemma-3-1b-pt": 999_885_952, "gemma-3-270m-q4": 268_098_176, "smollm2": 134_515_008}
 
 
 def configured(name: str, shape: sizes.Shape) -> PreTrainedConfig:
