@@ -59,8 +59,8 @@ def test_nothing_can_run_what_a_file_says() -> None:
 
 BASE = ["errors", "cache", "releases", "preset"]
 MEASURING = ["pile", "library", "repeats", "corpus", "packaged", "model", "topk", "activations", "training", "saes",
-             "codes", "regression", "products", "survey", "convergence", "sensitivity", "shards", "decompose", "baselines",
-             "scaling", "sizes", "plan"]
+             "codes", "regression", "products", "survey", "convergence", "sensitivity", "shards", "decompose",
+             "baselines", "scaling", "sizes", "plan"]
 EXPERIMENTS = ["parts", "onerror", "windows", "interpret", "scorers", "pertoken", "theory", "synthetic", "components",
                "downstream", "pursuit"]
 SHOWING = ["records", "figures", "report", "reference", "pairs", "pages", "execution", "book", "cells", "local",
