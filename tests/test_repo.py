@@ -58,8 +58,8 @@ def test_nothing_can_run_what_a_file_says() -> None:
 
 
 BASE = ["errors", "progress", "cache", "precision", "releases", "preset"]
-MEASURING = ["pile", "library", "repeats", "corpus", "model", "topk", "trainer", "activations", "training", "saes",
-             "codes", "regression", "survey", "convergence", "sensitivity", "decomposition",
+MEASURING = ["pile", "library", "repeats", "corpus", "packaged", "model", "topk", "trainer", "activations", "training",
+             "saes", "codes", "regression", "survey", "convergence", "sensitivity", "decomposition",
              "baselines", "scaling", "sizes", "plan"]
 EXPERIMENTS = ["parts", "onerror", "windows", "interpret", "scorers", "pertoken", "theory", "synthetic", "components",
                "downstream", "pursuit"]
