@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from . import __version__, cache
+from . import __version__, outputs
 from . import preset as presets
 from .errors import DarkmatterError
 
@@ -154,10 +154,12 @@ def _survey(arguments: Arguments) -> None:
     """Decompose the error of every SAE of a preset."""
     from . import records, survey
 
+    if arguments.json:
+        outputs.check(arguments.json, [arguments.preset])
     rows = survey.run(presets.load(arguments.preset)).rows
-    print(rows.to_string(index=False))
     if arguments.json:
         _write(arguments.json, {"rows": rows.to_dict("records"), "provenance": records.provenance("auto")})
+    print(rows.to_string(index=False))
 
 
 def _converge(arguments: Arguments) -> None:
@@ -180,14 +182,16 @@ def _decompose(arguments: Arguments) -> None:
 
     names = ("model", "site", "sae", "corpus", "contexts", "context_length")
     asked = {name: getattr(arguments, name) for name in names}
+    for path in filter(None, (arguments.json, arguments.report)):
+        outputs.check(path, [arguments.model, arguments.sae.partition(":")[2], arguments.sae, arguments.corpus])
     result = decomposition.decompose(**asked)
-    print(table(result))
     if arguments.json:
         _write(arguments.json, result | {"provenance": records.provenance("auto")})
     if arguments.report:
         from . import report
 
         report.write(arguments.report, decomposition.settings(**asked), result)
+    print(table(result))
 
 
 def _ship(arguments: Arguments) -> None:
@@ -294,7 +298,7 @@ def _interval(ends: list[float] | None) -> str:
 def _write(path: Path, value: Any) -> None:
     from . import records
 
-    cache.write_json(path, records.plain(value), indent=1)
+    outputs.write_json(path, records.plain(value))
 
 
 if __name__ == "__main__":

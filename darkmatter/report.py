@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from . import cache, figures, model, pertoken, records, saes, survey
+from . import figures, model, outputs, pertoken, records, saes, survey
 from . import preset as presets
 from .errors import DarkmatterError
 from .preset import Preset
@@ -30,9 +30,7 @@ def write(path: Path, preset: Preset, result: Mapping[str, Any]) -> None:
 
     Raises DarkmatterError when the place cannot be written to.
     """
-    text = page(preset, result)
-    with cache.atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    outputs.write(path, page(preset, result))
 
 
 def page(preset: Preset, result: Mapping[str, Any]) -> str:

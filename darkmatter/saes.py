@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import cache, training
+from . import cache, outputs, training
 from .errors import DarkmatterError
 from .preset import Preset
 from .topk import weighted_rows
@@ -169,16 +169,18 @@ def ship(folder: Path, path: Path) -> None:
 
 
 def export(preset: Preset, out: Path) -> list[Path]:
-    """Write every SAE of the preset under ``out`` as a directory that ``sae_lens.SAE.load_from_disk`` reads."""
-    paths = []
-    for ref in preset.saes:
-        opened = load(ref, preset)
-        paths.append(out / opened.name)
-        if _plain_topk(opened.sae):
-            opened.sae.W_enc.data = opened.sae.W_enc.data.contiguous()  # safetensors takes no other order
-        with cache.atomic(paths[-1]) as temporary:
-            opened.sae.save_model(temporary)
-            (temporary / "record.json").write_text(json.dumps(opened.record, indent=1))
+    """Write every SAE of the preset under ``out`` as a directory that ``sae_lens.SAE.load_from_disk`` reads.
+
+    Raises DarkmatterError, before it writes any, where a directory of that name is there already.
+    """
+    opened = [load(ref, preset) for ref in preset.saes]
+    paths = [outputs.new_folder(out / each.name) for each in opened]
+    for each, path in zip(opened, paths, strict=True):
+        if _plain_topk(each.sae):
+            each.sae.W_enc.data = each.sae.W_enc.data.contiguous()  # safetensors takes no other order
+        with cache.atomic(path) as temporary:
+            each.sae.save_model(temporary)
+            (temporary / "record.json").write_text(json.dumps(each.record, indent=1))
     return paths
 
 

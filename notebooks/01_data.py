@@ -437,7 +437,7 @@ blocks = regression.clusters(held.source[:few])  # what is held out or fitted on
 fit = torch.from_numpy(regression.split(blocks, p.fit_share, p.seed))[ids]
 
 
-def norm_r2(x: torch.Tensor, to: regression.LinearMap, chosen: torch.Tensor) -> regression.Score:
+def norm_r2(x: torch.Tensor, to: regression.LinearMap, chosen: torch.Tensor) -> regression.Draws:
     """R² of ‖x‖² predicted from x, on the chosen rows."""
     norm2, sums = regression.squared_norm(x[chosen]), regression.Sums(few)
     sums.add_error(ids[chosen], norm2, norm2 - to(x[chosen].double())[:, 0])

@@ -1,6 +1,5 @@
 """``decompose``: what is the error of an SAE made of, for an SAE and activations that you hold in your hands."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DarkmatterError
+from ..outputs import write_json
 from .draws import Draws
 from .moments import LinearMap, require_rows
 from .passes import VECTOR_METRICS, VECTORS, Block, Choice, Passes, Rebuilt
@@ -94,7 +94,7 @@ class Decomposition:
 
         Raises DarkmatterError where the place is a directory or cannot be written.
         """
-        write(path, self.plain())
+        write_json(path, self.plain())
 
     def plain(self) -> dict[str, Any]:
         """The numbers as JSON can hold them; None where there is none."""
@@ -141,7 +141,7 @@ class Decompositions(dict[str, Decomposition]):
 
     def to_json(self, path: str | Path) -> None:
         """Write all of them, by name."""
-        write(path, {name: each.plain() for name, each in self.items()})
+        write_json(path, {name: each.plain() for name, each in self.items()})
 
     def _repr_html_(self) -> str:
         names = ("fvu", "fvu_nonlinear", "r2_vector", "r2_norm")
@@ -312,18 +312,6 @@ class _Rebuild:
 
 def _wide(y: Tensor) -> Tensor:
     return y.detach().to(torch.promote_types(y.dtype, torch.float32))
-
-
-def write(path: str | Path, value: Any) -> None:
-    """Write a value as JSON to a file that a person named: through links and pipes, never in place of a directory."""
-    path = Path(path).expanduser()
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    if path.is_dir():
-        raise DarkmatterError(f"{path} is a directory: give the name of a file in it.")
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DarkmatterError(f"{path} cannot be written: {error.strerror}. Give another place.") from error
 
 
 def _bars(found: Mapping[str, Decomposition]) -> "Figure":
