@@ -24,7 +24,7 @@ import zstandard
 from sae_lens.loading.pretrained_saes_directory import get_norm_scaling_factor, get_pretrained_saes_directory
 from transformers import AutoModelForCausalLM
 
-from darkmatter import cache
+from darkmatter import cache, model
 from darkmatter import preset as presets
 from tests import formats, systems
 from tests.hub import Hub
@@ -194,12 +194,12 @@ def stored(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_activations_are_transformers_own(hub: Hub, ran: Ran, name: str) -> None:
-    """The first two contexts, in bfloat16 on both sides."""
+    """The first two contexts, in one type on both sides."""
     case = CASES[name]
     x, _, tokens = stored(ran.folder / name / "cache")
     assert tokens.shape == (case.contexts, LENGTH)
     preset = presets.load(case.preset, contexts=case.contexts, context_length=LENGTH)
-    original = AutoModelForCausalLM.from_pretrained(hub.folder(preset.model), dtype=getattr(torch, preset.dtype)).eval()
+    original = AutoModelForCausalLM.from_pretrained(hub.folder(preset.model), dtype=getattr(torch, model.dtype_of(preset))).eval()
     makes = SYSTEMS[{"gemma3_text": "gemma-3", "gemma2": "gemma-2", "llama": "llama-3.1"}.get(
         original.config.model_type, "gpt2")]
     expected = inside(makes, original, tokens[:2])[case.site][:, preset.first_kept:LENGTH - 1].flatten(0, 1)
