@@ -199,7 +199,8 @@ def test_the_activations_are_transformers_own(hub: Hub, ran: Ran, name: str) -> 
     x, _, tokens = stored(ran.folder / name / "cache")
     assert tokens.shape == (case.contexts, LENGTH)
     preset = presets.load(case.preset, contexts=case.contexts, context_length=LENGTH)
-    original = AutoModelForCausalLM.from_pretrained(hub.folder(preset.model), dtype=getattr(torch, model.dtype_of(preset))).eval()
+    dtype = getattr(torch, model.dtype_of(preset))
+    original = AutoModelForCausalLM.from_pretrained(hub.folder(preset.model), dtype=dtype).eval()
     makes = SYSTEMS[{"gemma3_text": "gemma-3", "gemma2": "gemma-2", "llama": "llama-3.1"}.get(
         original.config.model_type, "gpt2")]
     expected = inside(makes, original, tokens[:2])[case.site][:, preset.first_kept:LENGTH - 1].flatten(0, 1)
