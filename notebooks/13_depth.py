@@ -53,18 +53,18 @@ if loss_contexts < 1:
 # %% [markdown]
 # ## The layers
 #
-# One SAE a layer, all at the same kind of site, of one width and {term}`L0` and trained in one way. One forward pass captures all
-# sites, on the first contexts of the text only (the preset's `depth_contexts`), because a deep layer takes longer to reach. The
-# {term}`survey` of each is that of the chapters before: the same documents are fitted on at every layer, and the same held out.
+# One SAE a layer, all at the same kind of site, of one width and {term}`L0` and trained in one way. One forward pass over the text
+# captures all sites. The {term}`survey` of each is that of the chapters before: the same documents are fitted on at every layer, and the
+# same held out.
 
 # %%
 kind = p.site.split(".", 2)[2]
 layers = {model.layer_of(site): site for site in p.elsewhere if site.split(".", 2)[2] == kind and site != p.site}
 if layers:
     components.load_elsewhere(p)  # trains those that are not there yet, from one pass over their text
-    activations.evaluations(p.in_depth(p.site), [p.site, *layers.values()])
+    activations.evaluations(p, [p.site, *layers.values()])
 layers = dict(sorted((layers | {model.layer_of(p.site): p.site}).items()))
-surveys = {layer: survey.run(p.in_depth(site)) for layer, site in layers.items()}
+surveys = {layer: survey.run(p.at(site)) for layer, site in layers.items()}
 several = len(surveys) > 1
 
 # %% tags=["hide-input"]
@@ -130,7 +130,7 @@ From layer {table['layer'].min()} to layer {table['layer'].max()} $R^2$ of the s
 # predicted perfectly.)
 
 # %%
-losses = survey.losses(p.in_depth(p.site), loss_contexts)
+losses = survey.losses(p, loss_contexts)
 
 
 def draws(tokens: pd.DataFrame, predicted: np.ndarray) -> tuple[np.ndarray, float, int]:
