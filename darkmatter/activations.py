@@ -19,8 +19,6 @@ from .preset import Preset
 BLOCK = 16  # contexts written at a time: what an interruption costs at most
 TRAIN_FIRST = 16  # SAEs train on all positions but the first, whose norms are far from the rest
 
-Request = tuple[str, int]  # a site, and how many contexts of the text, from its first on, are read there
-
 
 @dataclass(frozen=True)
 class Activations:
@@ -54,7 +52,7 @@ class Activations:
 def evaluation(preset: Preset, loaded: model.LoadedModel | None = None) -> Activations:
     """The evaluation text at the preset's site, positions as the preset keeps them.
 
-    Where that takes a forward pass, it reads the preset's other sites too (``_beside``).
+    Where that takes a forward pass, it reads the preset's other sites too.
     """
     return evaluations(preset, [preset.site], loaded)[preset.site]
 
@@ -64,19 +62,7 @@ def evaluations(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel 
     """The evaluation text at several sites: one forward pass for all that are not on disk yet."""
     tokenizer = loaded.tokenizer if loaded else model.load_tokenizer(preset)
     text = corpus.evaluation(preset, tokenizer)
-    return _open(preset, sites, loaded, tokenizer, text, preset.first_kept, _beside(preset, len(text.tokens)))
-
-
-def _beside(preset: Preset, contexts: int) -> list[Request]:
-    """What is read along with the preset's own site: the sites of ``elsewhere``, and for the comparison of layers all
-    of them on its contexts; sites deeper than the preset's own on those alone, because each further layer costs time.
-    """
-    few = preset.depth_contexts
-    if few is None or not preset.elsewhere:
-        return [(site, contexts) for site in preset.elsewhere]
-    own = model.layer_of(preset.site)
-    return [*((site, contexts) for site in preset.elsewhere if model.layer_of(site) <= own),
-            *((site, min(few, contexts)) for site in (preset.site, *preset.elsewhere))]
+    return _open(preset, sites, loaded, tokenizer, text, preset.first_kept, list(preset.elsewhere))
 
 
 def training(preset: Preset, loaded: model.LoadedModel | None = None) -> Activations:
@@ -104,23 +90,21 @@ def key(preset: Preset, site: str, text: corpus.Corpus, first: int) -> str:
 
 
 def _open(preset: Preset, sites: Sequence[str], loaded: model.LoadedModel | None, tokenizer: object,
-          text: corpus.Corpus, first: int, also: Sequence[Request] = ()) -> dict[str, Activations]:
+          text: corpus.Corpus, first: int, also: Sequence[str] = ()) -> dict[str, Activations]:
     """Read the files, or make them, and then those of ``also`` too; an interrupted call goes on where it was."""
-    wanted = [(site, len(text.tokens)) for site in sites]
-    keys = {(site, contexts): key(preset, site, text.first(contexts), first)
-            for site, contexts in dict.fromkeys([*wanted, *also])}
-    folders = {request: cache.root() / "activations" / name for request, name in keys.items()}
+    keys = {site: key(preset, site, text, first) for site in dict.fromkeys([*sites, *also])}
+    folders = {site: cache.root() / "activations" / key for site, key in keys.items()}
     keep = model.kept(tokenizer, text.tokens, first)
     with ExitStack() as locks:
         for name in sorted(keys.values()):  # in one order, so that two runs cannot wait for each other
             locks.enter_context(cache.lock(name))
-        if not all(_whole(folders[request]) for request in wanted):
-            missing = {request: folder for request, folder in folders.items() if not _whole(folder)}
+        if not all(_whole(folders[site]) for site in sites):
+            missing = {site: folder for site, folder in folders.items() if not _whole(folder)}
             _write(missing, preset, loaded or model.load(preset), text.tokens, keep)
     context, position = (where.astype(np.int32) for where in np.nonzero(keep))
-    files = {request: _rows(folders[request]) for request in wanted}
-    return {request[0]: Activations(torch.from_numpy(file).view(torch.bfloat16), context, position, text,
-                                    keys[request], file) for request, file in files.items()}
+    files = {site: _rows(folders[site]) for site in sites}
+    return {site: Activations(torch.from_numpy(file).view(torch.bfloat16), context, position, text, keys[site], file)
+            for site, file in files.items()}
 
 
 def _rows(folder: Path) -> np.memmap:
@@ -133,41 +117,31 @@ def _whole(folder: Path) -> bool:
     return (folder / "sha256.json").exists() and cache.intact(folder)
 
 
-def _write(folders: Mapping[Request, Path], preset: Preset, loaded: model.LoadedModel, tokens: np.ndarray,
+def _write(folders: Mapping[str, Path], preset: Preset, loaded: model.LoadedModel, tokens: np.ndarray,
            keep: np.ndarray) -> None:
-    """One forward pass over the text; the files grow together, from the last block that all of them have.
-
-    Each context is read as deep as the files ask that are not complete yet.
-    """
-    tokens = tokens[:max(contexts for _, contexts in folders)]
+    """One forward pass over the text; the files grow together, from the last block that all of them have."""
     with ExitStack() as opened:
         for folder in folders.values():
             opened.enter_context(cache.writing(folder))
             folder.mkdir(parents=True, exist_ok=True)
-        at = {request: _done(folder)["context"] for request, folder in folders.items()}
-        begin = min((done for (_, contexts), done in at.items() if done < contexts), default=len(tokens))
-        files = {request: opened.enter_context(_reopened(folder, int(keep[:min(begin, request[1])].sum())))
-                 for request, folder in folders.items()}
+        begin = min(_done(folder)["context"] for folder in folders.values())
+        files = {site: opened.enter_context(_reopened(folder, int(keep[:begin].sum())))
+                 for site, folder in folders.items()}
         bar = opened.enter_context(progress.bar(None, "forward pass", "contexts", total=len(tokens), initial=begin))
         for start in range(begin, len(tokens), BLOCK):
             end = min(start + BLOCK, len(tokens))
             for one in range(start, end, preset.batch_contexts):
                 some = slice(one, min(one + preset.batch_contexts, end))
-                growing = [(site, contexts) for site, contexts in folders if contexts > one]
-                found = model.capture(loaded, tokens[some], list({site: None for site, _ in growing}))
-                for site, contexts in growing:
-                    wanted = torch.from_numpy(keep[some.start:min(some.stop, contexts)])
-                    x = found[site][:len(wanted)][wanted]
-                    rows = _centred(x) if preset.centre else x.to(torch.bfloat16).contiguous()
-                    files[site, contexts].write(rows.view(torch.uint16).cpu().numpy().tobytes())
+                wanted = torch.from_numpy(keep[some])
+                for site, x in model.capture(loaded, tokens[some], list(folders)).items():
+                    rows = _centred(x[wanted]) if preset.centre else x[wanted].to(torch.bfloat16).contiguous()
+                    files[site].write(rows.view(torch.uint16).cpu().numpy().tobytes())
                 bar.update(some.stop - some.start)
-            for (site, contexts), folder in folders.items():
-                file, done = files[site, contexts], min(end, contexts)
-                file.flush()
-                cache.write_json(folder / "progress.json", {"context": done, "width": _width(file, keep[:done])})
-    for (_, contexts), folder in folders.items():
-        shape = [int(keep[:contexts].sum()), _done(folder)["width"]]
-        (folder / "done.json").write_text(json.dumps({"shape": shape}))
+            for site, folder in folders.items():
+                files[site].flush()
+                cache.write_json(folder / "progress.json", {"context": end, "width": _width(files[site], keep[:end])})
+    for folder in folders.values():
+        (folder / "done.json").write_text(json.dumps({"shape": [int(keep.sum()), _done(folder)["width"]]}))
         cache.seal(folder)
     progress.say(f"activations: {len(tokens)} contexts at {len(folders)} sites")
 

@@ -64,7 +64,7 @@ class Corpus:
 
 def evaluation(preset: Preset, tokenizer: Any) -> Corpus:
     """The contexts that the preset evaluates on, cached by everything that determines them."""
-    return _cached(preset, tokenizer, "evaluation", preset.contexts).first(preset.first_contexts)
+    return _cached(preset, tokenizer, "evaluation", preset.contexts)
 
 
 def training(preset: Preset, tokenizer: Any, contexts: int) -> Corpus:

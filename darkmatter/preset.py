@@ -124,10 +124,6 @@ class Preset:
     """The one of ``saes`` used where a chapter needs one; left out: the first."""
     elsewhere: dict[Text, Name] = field(default_factory=dict)
     """SAEs at other sites of the model, {site: SAE}: for the chapters on other components and on depth."""
-    depth_contexts: Annotated[int, Field(ge=2)] | None = None
-    """Contexts, the first of the evaluation text, on which layers are compared; none: all. Deep layers cost most."""
-    first_contexts: Annotated[int, Field(ge=2)] | None = None
-    """How many of the evaluation text's contexts are used, from its first on; none: all."""
     on_error: dict[Literal["linear", "nonlinear"], Name] = field(default_factory=dict)
     """SAEs trained on LinearError and on NonlinearError of ``default_sae``, {part: SAE}."""
     fit_share: Share = 0.61
@@ -176,10 +172,6 @@ class Preset:
         """The same at one of the sites of ``elsewhere``, or its own, with the SAE there alone."""
         sae = self.elsewhere[site] if site != self.site else self.default_sae
         return dataclasses.replace(self.beside, site=site, saes=(sae,), default_sae="", elsewhere={}, on_error={})
-
-    def in_depth(self, site: str) -> Preset:
-        """``at`` a site, on the contexts that layers are compared on."""
-        return dataclasses.replace(self.at(site), first_contexts=self.depth_contexts)
 
     def fields(self) -> dict[str, Any]:
         """Every field as plain values, nested ones too: what a run is keyed by."""

@@ -163,36 +163,3 @@ def test_several_sites_from_one_forward_pass(text: corpus.Corpus, monkeypatch: p
     before = len(passes)
     assert torch.equal(activations.evaluations(PRESET, SITES[1:], loaded)[SITES[1]].x, found[SITES[1]].x)
     assert len(passes) == before
-
-
-def test_deep_sites_are_read_on_the_first_contexts(text: corpus.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pass serves the preset's site on all contexts and the comparison of layers on a few; a cut costs a block."""
-    own, below, deep = (f"blocks.{layer}.hook_resid_post" for layer in (1, 0, 2))
-    fields = {"site": own, "elsewhere": {below: "a", deep: "b"}, "depth_contexts": 20}
-    preset = tiny.preset(**(PRESET.fields() | fields))
-    seen: list[tuple[int, tuple[str, ...]]] = []
-
-    def capture(loaded: object, tokens: np.ndarray, sites: list[str]) -> dict[str, torch.Tensor]:
-        seen.append((len(tokens), tuple(sites)))
-        if len(seen) == 13:
-            raise Cut
-        return {site: activation(tokens) * (1 + int(site.split(".")[1])) for site in sites}
-
-    monkeypatch.setattr(model, "capture", capture)
-    monkeypatch.setattr(corpus, "evaluation", lambda preset, tokenizer: text.first(preset.first_contexts))
-    loaded: Any = SimpleNamespace(tokenizer=SimpleNamespace(all_special_ids=[SPECIAL]))
-    with pytest.raises(Cut):
-        activations.evaluation(preset, loaded)
-    whole = activations.evaluation(preset, loaded)
-    assert len(np.unique(whole.context)) == CONTEXTS
-    after_cut = sum(count for count, _ in seen[13:])
-    assert after_cut == CONTEXTS - 2 * activations.BLOCK
-    deepest = sum(count for count, sites in seen[:12] if deep in sites)
-    assert 20 <= deepest < 20 + PRESET.batch_contexts and own in seen[-1][1] and deep not in seen[-1][1]
-    passes = len(seen)
-    for site in (own, below, deep):
-        few = activations.evaluation(preset.in_depth(site), loaded)
-        expected = activation(few.text.tokens)[few.context, few.position] * (1 + int(site.split(".")[1]))
-        assert len(few.text.tokens) == 20 and torch.equal(few.x, expected.bfloat16())
-    assert torch.equal(activations.evaluations(preset, [below], loaded)[below].x.float() > 0, whole.x.float() > 0)
-    assert len(seen) == passes, "all of it came from the one pass"
