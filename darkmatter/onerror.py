@@ -74,8 +74,8 @@ def load(preset: Preset, which: str) -> LoadedSAE:
         folder = train(preset, which, size=_size(ref, size) if size else None)
         return replace(saes.load(str(folder), preset), ref=ref, name=_name(folder))
     opened, base = saes.load(ref, preset), saes.load(preset.default_sae, preset)
-    made_for = opened.record.get("base", base.name)
-    if made_for != base.name:
+    made_for, suite = opened.record.get("base", base.name), ref.rpartition("/")[0]
+    if made_for != base.name and f"{suite}/{made_for}" != base.ref:  # an SAE of a suite is known by its name in it
         raise DarkmatterError(f"The SAE '{ref}' was trained on the error of {made_for}, not of {base.name}; leave the "
                               "parameter sae empty, or give a preset whose on_error fits.")
     return opened

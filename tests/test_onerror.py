@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from darkmatter import activations, cache, onerror, parts, saes, training
+from darkmatter import preset as presets
 from darkmatter.activations import Activations
 from darkmatter.errors import DarkmatterError
 from darkmatter.preset import Preset, Training
@@ -250,3 +251,18 @@ def test_collected_records_are_read_back(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all({"seed", "fvu", "curve", "seconds", "tokens"} <= row.keys() for row in found)
     live = onerror.recorded(preset(), (0,))
     assert live == [row for row in found if "4x" not in row["name"]]
+
+
+@pytest.mark.parametrize("name", ["smollm2-20m", "gemma-3-270m-q4"])
+def test_the_suites_that_ship_open_and_fit_together(name: str) -> None:
+    """Each SAE by its reference, at the width of its site; those on the error are of the default SAE's error."""
+    preset = presets.load(name)
+    base = saes.load(preset.default_sae, preset)
+    for ref in preset.saes:
+        opened = saes.load(ref, preset)
+        assert opened.record["site"] == preset.site and opened.sae.cfg.d_in == base.sae.cfg.d_in
+        assert opened.record["tokens"] >= 20_000_000 and f"w{opened.width}-k{opened.k}" in ref
+    for which in ("linear", "nonlinear"):
+        assert onerror.load(preset, which).record["target"] == which
+    for site, ref in preset.elsewhere.items():
+        assert saes.load(ref, preset.at(site)).record["site"] == site
