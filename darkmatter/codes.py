@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from . import cache, progress
@@ -37,16 +36,6 @@ class Codes:
         index, value = (torch.from_numpy(np.fromfile(self.folder / name, kind, end - begin, offset=4 * begin))
                         for name, kind in (("index.i32", np.int32), ("value.f32", np.float32)))
         return index, value, torch.from_numpy(self.starts[rows.start:rows.stop] - begin).int()
-
-    def mean_l0(self, rows: slice) -> float:
-        """Active latents a token, of some tokens."""
-        return float(self.starts[rows.stop] - self.starts[rows.start]) / max(1, rows.stop - rows.start)
-
-    def matrix(self, rows: slice, width: int) -> sparse.csr_array:
-        """The codes of some tokens as a sparse matrix float32 [rows, width]."""
-        index, value, starts = (part.numpy() for part in self.part(rows))
-        ends = np.append(starts, np.int32(len(index)))
-        return sparse.csr_array((value, index, ends), shape=(len(starts), width))
 
     def through(self, each: LoadedSAE, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """What the SAE itself gives for some tokens: Sae(x) float32 [rows, d_in], L0 [rows], which latents fired."""

@@ -23,7 +23,7 @@ def check(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
     path = Path(path).expanduser()
     if path.is_dir():
         raise DarkmatterError(f"{path} is a directory: give the name of a file in it.")
-    for each in map(_real, inputs):
+    for each in map(_real, filter(str, inputs)):  # an empty name is none, not this directory
         if each.exists() and (path.resolve() == each or each in path.resolve().parents):
             raise DarkmatterError(f"{path} would be written over what is read ({each}): give another place.")
     there = path if path.exists() else next(parent for parent in path.resolve().parents if parent.exists())

@@ -81,3 +81,12 @@ def test_an_export_replaces_no_directory(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(DarkmatterError, match="two is there already, and is not written over"):
         saes.export(tiny.preset(saes=("one", "two")), tmp_path)
     assert (own / "weights").read_text() == "mine" and not (tmp_path / "one").exists()
+
+
+def test_an_empty_name_is_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an SAE that is a directory and has no prefix; else nothing could be written beside one's work."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sae").mkdir()
+    assert outputs.check("result.json", ["", "sae", "release:none"]) == Path("result.json")
+    with pytest.raises(DarkmatterError, match="would be written over what is read"):
+        outputs.check("sae/result.json", ["", "sae"])
