@@ -1,6 +1,6 @@
 # Each target sets up what it needs in .venv first; the work itself is `python -m darkmatter`.
 #   make read [PRESET=name]   make book [PRESET=name-or-file.yaml]   make test [ARGS="-k name"]
-#   make lab   make sync   make lint   make bench   make torture
+#   make quick   make lab   make sync   make lint   make bench   make torture
 
 PRESET ?= smollm2
 PYTHON ?=
@@ -20,7 +20,7 @@ READY_READ := .venv-read/ready-$(shell cat requirements-read.txt pyproject.toml 
 # Removes what a cut-off installation left half-done in an environment.
 MEND = for made in $(1)/lib/python3*/site-packages/*.dist-info; do [ -e "$$made/INSTALLER" ] || rm -rf "$$made"; done
 
-.PHONY: help read book test lab sync lint bench torture clean
+.PHONY: help read book test quick lab sync lint bench torture clean
 help:
 	@sed -n '1,3s/^# *//p' Makefile
 
@@ -32,6 +32,9 @@ book: $(READY) $(GEMMA)
 
 test: $(READY_DEV)
 	@$(PY) -m pytest $(ARGS)
+
+quick: lint  # for the loop while one edits
+	@$(PY) -m pytest -q -m "not slow and not browser" -x --durations=0 $(ARGS)
 
 lab: $(READY)
 	@$(PY) -m darkmatter lab $(ARGS)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure the rows asked for, one after another, and write each down as it is done."""
+"""``python -m benchmarks``: measure the rows asked for, each written down as it is done."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ from .shapes import ROWS, SHAPES
 
 
 def main(words: list[str] | None = None) -> int:
-    """Returns 0 when every row asked for is measured, 1 when one failed, 2 for a mistake in what was asked."""
+    """Returns 0 when every row asked for is measured, 1 when one failed, 2 for a bad question."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", default="", help=f"with commas between (default: all): {', '.join(ROWS)}")
+    parser.add_argument("--rows", default="",
+                        help=f"with commas between (default: all): {', '.join(ROWS)}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--shapes", choices=SHAPES, default="default", help="sizes of the inputs")
     parser.add_argument("--pairs", type=int, help="at most so many pairs a row")
-    parser.add_argument("--limit", type=float, default=float("inf"), help="begin no row after so many seconds")
-    parser.add_argument("--again", action="store_true", help="measure again what was measured with the same code")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the records (default: artifacts/bench)")
+    parser.add_argument("--limit", type=float, default=float("inf"),
+                        help="begin no row after so many seconds")
+    parser.add_argument("--again", action="store_true",
+                        help="measure again what was measured with the same code")
+    parser.add_argument("--out", type=Path, default=FOLDER,
+                        help="folder of the records (default: artifacts/bench)")
     asked = parser.parse_args(words)
-    chosen = [name.strip() for name in asked.rows.split(",") if name.strip()] or list(SHAPES[asked.shapes])
+    named = [name.strip() for name in asked.rows.split(",") if name.strip()]
+    chosen = named or list(SHAPES[asked.shapes])
     if unknown := [name for name in chosen if name not in SHAPES[asked.shapes]]:
         parser.error(f"the sizes '{asked.shapes}' have no row {', '.join(unknown)}; "
                      f"there are {', '.join(SHAPES[asked.shapes])}")
@@ -45,20 +50,25 @@ def main(words: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _measured(report: Report, asked: argparse.Namespace, name: str, label: str, case: dict[str, Any]) -> bool:
+def _measured(report: Report, asked: argparse.Namespace, name: str,
+              label: str, case: dict[str, Any]) -> bool:
     """Measure one case of a row; False where it failed, which does not stop the others."""
-    key, row, of = " / ".join(filter(None, (asked.shapes, name, label))), ROWS[name], source(name, case)
-    if report.done(key, of) and not asked.again:
+    key, row = " / ".join(filter(None, (asked.shapes, name, label))), ROWS[name]
+    version = source(name, case)
+    if report.done(key, version) and not asked.again:
         print(f"{key}: measured before", flush=True)
         return True
     module, function = row.function.split(":")
-    given = {**case, **({"pairs": min(asked.pairs, case["pairs"])} if asked.pairs and "pairs" in case else {})}
-    about = {"row": name, "case": label, "shapes": asked.shapes, "device": asked.device, "sizes": case,
-             "what": row.what, "against": row.against, "sense": row.sense, "target": row.target,
+    fewer = asked.pairs and "pairs" in case
+    given = {**case, **({"pairs": min(asked.pairs, case["pairs"])} if fewer else {})}
+    about = {"row": name, "case": label, "shapes": asked.shapes,
+             "device": asked.device, "sizes": case, "what": row.what,
+             "against": row.against, "sense": row.sense, "target": row.target,
              "target_memory": row.target_memory}
     begun = time.perf_counter()
     try:
-        found = getattr(importlib.import_module(f".{module}", __package__), function)(asked.device, **given)
+        found = getattr(importlib.import_module(f".{module}", __package__),
+                        function)(asked.device, **given)
     except Exception as error:
         traceback.print_exc()
         report.add(key, about | {"error": f"{type(error).__name__}: {error}"[:600]})
@@ -67,10 +77,11 @@ def _measured(report: Report, asked: argparse.Namespace, name: str, label: str, 
         if asked.device.startswith("cuda"):
             torch.cuda.empty_cache()
     spent = time.perf_counter() - begun
-    report.add(key, about | found | {"source": of, "seconds": round(spent, 1)})
-    sides = " and ".join(f"{found[side]:.3g} s" for side in ("baseline_seconds", "ours_seconds") if side in found)
-    print(f"{key}: {found['ratio']:.3g} [{found['low']:.3g}, {found['high']:.3g}], target {row.target}, {sides}, "
-          f"{found['pairs']} pairs, {spent:.0f} s in all", flush=True)
+    report.add(key, about | found | {"source": version, "seconds": round(spent, 1)})
+    sides = " and ".join(f"{found[side]:.3g} s" for side in ("baseline_seconds", "ours_seconds")
+                         if side in found)
+    print(f"{key}: {found['ratio']:.3g} [{found['low']:.3g}, {found['high']:.3g}], target "
+          f"{row.target}, {sides}, {found['pairs']} pairs, {spent:.0f} s in all", flush=True)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Inputs that every machine can make: activations with structure, their errors, and SAEs, from a seed."""
+"""Inputs that every machine can make from a seed: structured activations, their errors, SAEs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darkmatter.topk import sampled_dot, weighted_rows
+from darkmatter.saes.kernels import sampled_dot, weighted_rows
 
 BLOCK = 4096  # rows drawn at once
 MEANS = -3.0, 5.0  # of the first dimension and of the last
@@ -23,7 +23,7 @@ def generator(seed: int, device: str) -> torch.Generator:
 
 
 def block(n: int, d: int, seed: int, device: str = "cpu") -> Tensor:
-    """Activations float32 [n, d]: a large mean, variances that fall by a thousand, correlated dimensions."""
+    """Activations float32 [n, d]: a large mean, variances that fall by a thousand, correlations."""
     g = generator(seed, device)
     x = torch.randn(n, d, generator=g, device=device) * torch.logspace(0, -1.5, d, device=device)
     for turn in range(3):  # reflections mix the dimensions at little cost
@@ -48,13 +48,15 @@ def rows(n: int, d: int, device: str = "cpu") -> Tensor:
 
 def atoms(width: int, d: int, device: str = "cpu", seed: int = 7) -> Tensor:
     """Unit rows [width, d]."""
-    return torch.nn.functional.normalize(torch.randn(width, d, generator=generator(seed, device), device=device), dim=1)
+    rows = torch.randn(width, d, generator=generator(seed, device), device=device)
+    return torch.nn.functional.normalize(rows, dim=1)
 
 
 class RandomSAE:
-    """A decoder, and codes that take no encoder: each row's ``k`` latents are drawn, their values are products with x.
+    """A decoder, and codes that take no encoder: latents are drawn, values are products.
 
-    Low latents are drawn more often than high ones. The scale makes about half of the error linear in x.
+    Low latents are drawn more often than high ones. The scale makes about half of the error linear
+    in x.
     """
 
     def __init__(self, d: int, sae: Sequence[int], seed: int, device: str = "cpu") -> None:
@@ -67,9 +69,10 @@ class RandomSAE:
         self.scale = 2 * d / k / (1 + noise)
 
     def codes(self, x: Tensor, begin: int) -> Codes:
-        """Index int32 [n, k] and value [n, k] of the block of rows x [n, d] that begins at row ``begin``."""
+        """Index int32 [n, k] and value [n, k] of a block of rows x [n, d], from row ``begin``."""
         g = generator(begin + self.seed + 1, str(x.device))
-        index = torch.rand(len(x), self.k, generator=g, device=x.device).square_().mul_(len(self.decoder)).int()
+        index = torch.rand(len(x), self.k, generator=g,
+                           device=x.device).square_().mul_(len(self.decoder)).int()
         return index, sampled_dot(x - self.bias, self.decoder, index).relu_() * self.scale
 
     def error(self, x: Tensor, codes: Codes) -> Tensor:
@@ -87,15 +90,18 @@ def sparse_rows(n: int, dictionary: Tensor, active: int) -> Tensor:
     return x + 0.02 * torch.randn(x.shape, generator=g, device=device)
 
 
-def sae(kind: str, width: int, k: int, d: int, device: str = "cpu", seed: int = 0, sample: Tensor | None = None) -> Any:
-    """A random, tied SAE of sae-lens, 'topk' or 'jumprelu', with about ``k`` latents active on a sample of x [n, d];
-    left out, on ``block``'s rows."""
+def sae(kind: str, width: int, k: int, d: int, device: str = "cpu",
+        seed: int = 0, sample: Tensor | None = None) -> Any:
+    """A random, tied SAE of sae-lens, 'topk' or 'jumprelu', with about ``k`` latents active on a
+    sample of x [n, d]; left out, on ``block``'s rows."""
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
     common: dict[str, Any] = {"d_in": d, "d_sae": width, "device": device}
-    made: Any = TopKSAE(TopKSAEConfig(k=k, **common)) if kind == "topk" else JumpReLUSAE(JumpReLUSAEConfig(**common))
+    made: Any = (TopKSAE(TopKSAEConfig(k=k, **common)) if kind == "topk"
+                 else JumpReLUSAE(JumpReLUSAEConfig(**common)))
     with torch.no_grad():
-        made.W_dec.copy_(torch.randn(width, d, generator=generator(seed, device), device=device) * d**-0.5)
+        rows = torch.randn(width, d, generator=generator(seed, device), device=device)
+        made.W_dec.copy_(rows * d**-0.5)
         made.W_enc.copy_(made.W_dec.T)
         made.b_enc.zero_()
         sample = block(512, d, 0, device) if sample is None else sample
@@ -109,15 +115,15 @@ def sae(kind: str, width: int, k: int, d: int, device: str = "cpu", seed: int = 
 
 def loaded(name: str, made: Any) -> Any:
     """The same as the package holds an opened SAE."""
-    from darkmatter.saes import LoadedSAE
+    from darkmatter.saes.loaded import LoadedSAE
 
     return LoadedSAE(name, name, made, {}, digest=f"{name} of the benchmarks")
 
 
 def activations(contexts: int, kept: int, d: int, folder: Path, device: str = "cpu") -> Any:
     """Kept activations as the package reads them: bfloat16 in a file, never whole in memory."""
-    from darkmatter.activations import Activations
-    from darkmatter.corpus import Corpus
+    from darkmatter.models.activations import Activations
+    from darkmatter.text.corpus import Corpus
 
     n, path = contexts * kept, folder / f"x-{contexts}-{kept}-{d}.bf16"
     if not path.exists():
@@ -127,8 +133,10 @@ def activations(contexts: int, kept: int, d: int, folder: Path, device: str = "c
     mapped = np.memmap(path, np.uint16, "c", shape=(n, d))
     context, position = np.divmod(np.arange(n, dtype=np.int32), np.int32(kept))
     owner = np.arange(contexts, dtype=np.int32) // 3
-    text = Corpus(np.zeros((contexts, kept + 1), np.int32), owner, tuple(f"news/{i}" for i in range(owner[-1] + 1)))
-    return Activations(torch.from_numpy(mapped).view(torch.bfloat16), context, position, text, path.stem, mapped)
+    text = Corpus(np.zeros((contexts, kept + 1), np.int32), owner,
+                  tuple(f"news/{i}" for i in range(owner[-1] + 1)))
+    return Activations(torch.from_numpy(mapped).view(torch.bfloat16),
+                       context, position, text, path.stem, mapped)
 
 
 @contextmanager

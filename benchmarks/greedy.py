@@ -1,7 +1,8 @@
-"""Row 'pursuit': gradient pursuit on gathered atoms, against a dense weight for every atom (paper section 6.1).
+"""Row 'pursuit': gradient pursuit on gathered atoms, against a dense weight for every atom.
 
-The dense rule is the paper's: each step adds the atom of largest inner product with the residual, moves all chosen
-weights by one exact step along the gradient, and clips them at zero; every product runs over the whole dictionary.
+The dense rule is the paper's (section 6.1): each step adds the atom of largest inner product with
+the residual, moves all chosen weights by one exact step along the gradient, and clips them at zero;
+every product runs over the whole dictionary.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darkmatter import pursuit
+from darkmatter.experiments import pursuit
 
 from . import data, timing
 
@@ -34,8 +35,9 @@ def dense(x: Tensor, atoms: Tensor, steps: int) -> Tensor:
     return weight
 
 
-def run(device: str, tokens: int, d: int, width: int, k: int, pairs: int, limit: float) -> dict[str, Any]:
-    """``tokens`` activations coded with ``k`` steps. The baseline takes as many tokens at once as are given."""
+def run(device: str, tokens: int, d: int, width: int, k: int,
+        pairs: int, limit: float) -> dict[str, Any]:
+    """``tokens`` activations coded with ``k`` steps; the baseline takes all tokens at once."""
     atoms = data.atoms(width, d, device)
     x = data.sparse_rows(tokens, atoms, 2 * k)
 
@@ -50,7 +52,8 @@ def run(device: str, tokens: int, d: int, width: int, k: int, pairs: int, limit:
     same = ((spread != 0) == (plain != 0)).all(1)
     left = [float((x - w @ atoms).square().sum() / x.square().sum()) for w in (spread, plain)]
     if float(same.float().mean()) < SAME or abs(left[0] - left[1]) > 1e-3:
-        raise ValueError(f"Only {float(same.float().mean()):.1%} of the tokens have the same atoms; left over: {left}.")
+        raise ValueError(f"Only {float(same.float().mean()):.1%} of the tokens have the same "
+                         f"atoms; left over: {left}.")
     del spread, plain
     times = timing.pairs(baseline, ours, device, pairs, limit)
     found = times.fields()

@@ -1,7 +1,7 @@
-"""Row 'training': SAE training with the package's sparse TopK class, against sae-lens's stock one in its own trainer.
+"""Row 'training': the package's sparse TopK class, against sae-lens's own in its own trainer.
 
-Both see the same batches from the same weights, step by step in turn; each step is a pair. At the end both have the
-same FVU on held-out rows to 1%.
+Both see the same batches from the same weights, step by step in turn; each step is a pair. At the
+end both have the same FVU on held-out rows to 1%.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from darkmatter import training
-from darkmatter.preset import Preset, Training
+from darkmatter.presets import Preset, Training
+from darkmatter.saes.checkpoints import trained_rows
+from darkmatter.saes.trainer import trainer_of
 
 from . import data, timing
 
@@ -26,21 +27,25 @@ WARM = 2  # steps of each side that are not counted
 FVU = 0.01  # relative
 
 
-def run(device: str, rows: int, d: int, width: int, k: int, batch: int, steps: int, limit: float) -> dict[str, Any]:
+def run(device: str, rows: int, d: int, width: int, k: int, batch: int,
+        steps: int, limit: float) -> dict[str, Any]:
     """``steps`` steps of each side, or as many as begin within ``limit`` seconds."""
-    recipe = Training(grid=((width, k),), tokens=steps * batch, distinct_tokens=rows, batch=batch, lr=3e-3)
-    preset = Preset(name="benchmark", model="none", device=device, site="blocks.0.hook_resid_post", saes=("none",),
-                    training=recipe)
+    recipe = Training(grid=((width, k),), tokens=steps * batch,
+                      distinct_tokens=rows, batch=batch, lr=3e-3)
+    preset = Preset(name="benchmark", model="none", device=device,
+                    site="blocks.0.hook_resid_post", saes=("none",), training=recipe)
     dictionary = data.atoms(4 * d, d, device)
-    x = torch.cat([data.sparse_rows(min(8192, rows - at), dictionary, 24) for at in range(0, rows, 8192)])
+    x = torch.cat([data.sparse_rows(min(8192, rows - at), dictionary, 24)
+                   for at in range(0, rows, 8192)])
     with tempfile.TemporaryDirectory() as folder:
-        ours = training._trainer(preset, x.bfloat16().cpu(), folder, width, k, Path(folder))
+        ours = trainer_of(preset, x.bfloat16().cpu(), folder, width, k, Path(folder))
     stock = _stock(ours)
     times = _steps(ours, stock, device, steps, limit)
-    held = ours.activation_scaler(x[training.trained_rows(rows):].to(device))
-    left = [_fvu(each.sae, held) for each in (stock, ours)]
+    held = ours.activation_scaler(x[trained_rows(rows):].to(device))
+    left = [_fvu(trainer.sae, held) for trainer in (stock, ours)]
     if abs(left[1] / left[0] - 1) > FVU:
-        raise ValueError(f"FVU is {left[0]:.4f} with the stock trainer and {left[1]:.4f} with ours.")
+        raise ValueError(
+            f"FVU is {left[0]:.4f} with the stock trainer and {left[1]:.4f} with ours.")
     found = times.fields()
     return found | {"fvu": {"stock": left[0], "ours": left[1]}, "steps": len(times.ours),
                     "tokens_a_second": batch / found["ours_seconds"]}
@@ -48,9 +53,10 @@ def run(device: str, rows: int, d: int, width: int, k: int, batch: int, steps: i
 
 def _stock(ours: SAETrainer[Any, Any]) -> SAETrainer[Any, Any]:
     """sae-lens's own trainer of its own class, with the same settings, weights and scale."""
-    names = {each.name for each in fields(TopKTrainingSAEConfig)}
-    own = {name: getattr(ours.sae.cfg, name) for name in names & {each.name for each in fields(ours.sae.cfg)}}
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(**own))
+    known = {field.name for field in fields(TopKTrainingSAEConfig)}
+    settings = {field.name: getattr(ours.sae.cfg, field.name) for field in fields(ours.sae.cfg)
+                if field.name in known}
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(**settings))
     sae.load_state_dict(ours.sae.state_dict())
     trainer = SAETrainer(cfg=replace(ours.cfg), sae=sae.to(ours.cfg.device), data_provider=iter(()))
     trainer.activation_scaler.scaling_factor = ours.activation_scaler.scaling_factor

@@ -1,8 +1,9 @@
-"""Rows 'regression' and 'ladder': b* and its held-out R², against ``torch.linalg.lstsq`` on everything in memory.
+"""Rows 'regression' and 'ladder': b* and held-out R², against ``torch.linalg.lstsq`` in memory.
 
-The paper's formulation (paper section 3): for each SAE, least squares of SaeError on x with a bias, float32, then R² on
-the rows held out. 61% of the rows are fitted, as 150k of 247k. The baseline is given x and the errors as they are; our
-side is given x and the SAEs' codes, as the survey is, and decodes what it needs.
+The paper's formulation (paper section 3): for each SAE, least squares of SaeError on x with a bias,
+float32, then R² on the rows held out. 61% of the rows are fitted, as 150k of 247k. The baseline is
+given x and the errors as they are; our side is given x and the SAEs' codes, as the survey is, and
+decodes what it needs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ Rows = tuple[Tensor, list[Codes]]  # some rows of x, and every SAE's codes of th
 
 
 def dense(given: Tensor, x: Tensor, errors: Sequence[Tensor], fit: int) -> list[list[float]]:
-    """Both R² of each error [n, d], by least squares on the first ``fit`` rows of ``given`` [n, d + 1], x and ones."""
+    """Both R² of each error [n, d], by least squares on the first ``fit`` rows.
+
+    ``given``: x with a column of ones, [n, d + 1].
+    """
     found = []
     for error in errors:
         b = torch.linalg.lstsq(given[:fit], error[:fit], driver="gels").solution
@@ -37,7 +41,8 @@ def dense(given: Tensor, x: Tensor, errors: Sequence[Tensor], fit: int) -> list[
     return found
 
 
-def streamed(fitted: Iterator[Rows], held: Iterator[Rows], saes: Sequence[RandomSAE]) -> list[list[float]]:
+def streamed(fitted: Iterator[Rows], held: Iterator[Rows],
+             saes: Sequence[RandomSAE]) -> list[list[float]]:
     """The same from the package's moments, block by block."""
     moments = Moments()
     for x, codes in fitted:
@@ -59,11 +64,14 @@ def _blocks(x: Tensor, codes: Sequence[Codes], begin: int, end: int) -> Iterator
         yield x[some], [(index[some], value[some]) for index, value in codes]
 
 
-def _whole(n: int, d: int, saes: Sequence[RandomSAE], device: str) -> tuple[Tensor, Tensor, list[Codes]]:
+def _whole(n: int, d: int, saes: Sequence[RandomSAE],
+           device: str) -> tuple[Tensor, Tensor, list[Codes]]:
     """x [n, d], x with a column of ones [n, d + 1], and every SAE's codes."""
     x = data.rows(n, d, device)
-    parts = [[sae.codes(part, at) for at, part in zip(range(0, n, BLOCK), x.split(BLOCK), strict=True)] for sae in saes]
-    codes = [(torch.cat([index for index, _ in each]), torch.cat([value for _, value in each])) for each in parts]
+    blocks = list(zip(range(0, n, BLOCK), x.split(BLOCK), strict=True))
+    parts = [[sae.codes(block, begin) for begin, block in blocks] for sae in saes]
+    codes = [(torch.cat([index for index, _ in sae]), torch.cat([value for _, value in sae]))
+             for sae in parts]
     return x, torch.cat([x, x.new_ones(n, 1)], 1), codes
 
 
@@ -74,8 +82,9 @@ def _apart(a: list[list[float]], b: list[list[float]]) -> float:
     return off
 
 
-def regression(device: str, rows: int, d: int, sae: Sequence[int], pairs: int, limit: float) -> dict[str, Any]:
-    """One SAE of [width, k]: seconds with everything in memory on both sides, then each side's own memory."""
+def regression(device: str, rows: int, d: int, sae: Sequence[int],
+               pairs: int, limit: float) -> dict[str, Any]:
+    """One SAE of [width, k]: seconds with everything in memory, then each side's own memory."""
     found = ladder(device, rows, d, sae, saes=1, of_baseline=1, pairs=pairs, limit=limit)
     sizes: dict[str, Any] = {"rows": rows, "d": d, "sae": sae}
     mib = {side: timing.apart(f"regress:peak_{side}", device, **sizes)[0] if device == "cpu"
@@ -83,9 +92,13 @@ def regression(device: str, rows: int, d: int, sae: Sequence[int], pairs: int, l
     return found | {"memory_mib": mib, "memory_ratio": mib["streamed"] / mib["dense"]}
 
 
-def ladder(device: str, rows: int, d: int, sae: Sequence[int], saes: int, of_baseline: int, pairs: int, limit: float
+def ladder(device: str, rows: int, d: int, sae: Sequence[int], saes: int, of_baseline: int,
+           pairs: int, limit: float
            ) -> dict[str, Any]:
-    """Several SAEs of [width, k] at one site. The baseline fits ``of_baseline``; its seconds are scaled to all."""
+    """Several SAEs of [width, k] at one site.
+
+    The baseline fits ``of_baseline`` of them; its seconds are scaled to all.
+    """
     fit, made = round(0.61 * rows), [RandomSAE(d, sae, seed, device) for seed in range(saes)]
     x, given, codes = _whole(rows, d, made, device)
     errors = [torch.cat([each.error(part, some[0]) for part, some in _blocks(x, [own], 0, rows)])
@@ -99,12 +112,12 @@ def ladder(device: str, rows: int, d: int, sae: Sequence[int], saes: int, of_bas
 
     off = _apart(baseline(), ours()[:of_baseline])
     times = timing.pairs(baseline, ours, device, pairs, limit)
-    return times.fields(scale=saes / of_baseline) | {"difference": off,
-                                                     "products_seconds": _products(x, fit, device, saes)}
+    return times.fields(scale=saes / of_baseline) | {
+        "difference": off, "products_seconds": _products(x, fit, device, saes)}
 
 
 def _products(x: Tensor, fit: int, device: str, saes: int) -> float:
-    """Seconds of the products alone: half of XᵀX, and for each SAE XᵀSaeError and the predictions held out."""
+    """Seconds of the products alone: half of XᵀX; for each SAE XᵀSaeError, held-out predictions."""
     square = x[:fit].T @ x[:fit]
     whole = timing.seconds(lambda: torch.mm(x[:fit].T, x[:fit], out=square), device)
     return whole / 2 + saes * (timing.seconds(lambda: x[fit:] @ square, device) + whole)
@@ -132,12 +145,13 @@ def peak_dense(device: str, rows: int, d: int, sae: Sequence[int]) -> Iterator[A
 
 @contextmanager
 def peak_streamed(device: str, rows: int, d: int, sae: Sequence[int]) -> Iterator[Any]:
-    """Block by block; where a block straddles the two parts of the rows, its rows go where they belong."""
+    """Block by block; of one that straddles both parts of the rows, each row goes to its part."""
     fit, made = round(0.61 * rows), RandomSAE(d, sae, 0, device)
 
     def drawn(begin: int, end: int) -> Iterator[Rows]:
         first = begin // BLOCK * BLOCK
-        for at, part in zip(range(first, end, BLOCK), data.blocks(rows, d, device, first), strict=False):
+        for at, part in zip(range(first, end, BLOCK), data.blocks(rows, d, device, first),
+                            strict=False):
             index, value = made.codes(part, at)
             own = slice(max(0, begin - at), end - at)
             yield part[own], [(index[own], value[own])]

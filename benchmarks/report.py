@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from darkmatter import cache
+from darkmatter.models import precision
 
 from .shapes import ROWS
 from .timing import HOME
@@ -26,16 +27,12 @@ PACKAGES = ("torch", "numpy", "scipy", "sae-lens", "transformer-lens", "transfor
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures were taken on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    found: dict[str, Any] = {"processor": processor, "cores": len(os.sched_getaffinity(0))
-                             if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {"processor": precision.processor(), "cores": cores,
                              "threads": torch.get_num_threads(), "system": platform.system()}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+        found["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES")
+                                    * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     if device.startswith("cuda"):
         gpu = torch.cuda.get_device_properties(device)
         found |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
@@ -60,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def source(row: str, case: dict[str, Any]) -> str:
-    """Changes with the code that a row measures, its sizes and the versions: a record made with another is stale."""
+    """Changes with the code that a row measures, its sizes and the versions."""
     module = ROWS[row].function.split(":")[0]
     files = [HOME / "benchmarks" / f"{name}.py" for name in (module, "data", "timing")]
     files += [HOME / "darkmatter" / f"{name}.py" for name in ROWS[row].uses]
@@ -71,9 +68,11 @@ def source(row: str, case: dict[str, Any]) -> str:
 def commit() -> str | None:
     """The commit that is checked out; with '+' where files differ from it."""
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(HOME), *words], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", "-C", str(HOME), *words],
+                              capture_output=True, text=True, check=True).stdout
     try:
-        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+        changed = git("status", "--porcelain", "-uno").strip()
+        return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -84,18 +83,22 @@ class Report:
     def __init__(self, device: str, folder: Path = FOLDER) -> None:
         found = machine(device)
         self.path = folder / f"{slug(found)}.json"
-        self.content: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {"rows": {}}
+        self.content: dict[str, Any] = {"rows": {}}
+        if self.path.exists():
+            self.content = json.loads(self.path.read_text())
         self.content["hardware"] = found
 
-    def done(self, key: str, of: str) -> bool:
-        """Whether a row was measured with this very code and these sizes."""
-        return self.content["rows"].get(key, {}).get("source") == of
+    def done(self, key: str, version: str) -> bool:
+        """Whether a row was measured with this very code and these sizes (``source``)."""
+        return self.content["rows"].get(key, {}).get("source") == version
 
     def add(self, key: str, record: dict[str, Any]) -> None:
-        """Write the file again with one more row. A failure leaves a row measured before as it was."""
+        """Write the file again with one more row; a failure leaves a row measured before."""
         if "error" in record and "ratio" in self.content["rows"].get(key, {}):
             return
-        stamp = {"commit": commit(), "versions": versions(), "when": datetime.now(UTC).isoformat(timespec="seconds")}
+        stamp = {"commit": commit(), "versions": versions(),
+                 "when": datetime.now(UTC).isoformat(timespec="seconds")}
         self.content["rows"][key] = {**record, **stamp}
         with cache.atomic(self.path) as temporary:
-            temporary.write_text(json.dumps(self.content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(self.content, indent=1,
+                                            sort_keys=True, allow_nan=False) + "\n")

@@ -1,6 +1,7 @@
 """Seconds in alternating pairs, peak memory, and the straight line through a cost.
 
-A ratio is taken within a pair, so that a machine whose speed drifts favours neither side; who goes first alternates.
+A ratio is taken within a pair, so that a machine whose speed drifts favours neither side; who goes
+first alternates.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Times:
     def fields(self, faster: bool = True, scale: float = 1.0) -> dict[str, Any]:
         """Ratio (median over pairs) with its spread, and the median seconds of each side.
 
-        ``faster``: baseline ÷ ours, how many times as fast; else ours ÷ baseline, how far above a floor.
-        ``scale``: what the baseline's seconds are multiplied by, where it did only a part of the work.
+        ``faster``: baseline ÷ ours, how many times as fast; else ours ÷ baseline, above a floor.
+        ``scale``: what the baseline's seconds are multiplied by, where it did a part of the work.
         """
         base = [seconds * scale for seconds in self.baseline]
         ratios = [b / o if faster else o / b for b, o in zip(base, self.ours, strict=True)]
@@ -45,7 +46,7 @@ class Times:
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:
-    """Median of some ratios; the quartiles where there are at least 8, else the smallest and the largest."""
+    """Median of some ratios; quartiles where there are at least 8, else smallest and largest."""
     low, high = np.quantile(ratios, [0.25, 0.75] if len(ratios) >= 8 else [0, 1]).tolist()
     return {"ratio": statistics.median(ratios), "low": low, "high": high}
 
@@ -65,9 +66,10 @@ def seconds(work: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - begun
 
 
-def pairs(baseline: Callable[[], object], ours: Callable[[], object], device: str = "cpu", most: int = 5,
-          limit: float = 600, ours_first: bool = False) -> Times:
-    """Time both sides ``most`` times, but begin no pair that would end later than ``limit`` seconds from now."""
+def pairs(baseline: Callable[[], object], ours: Callable[[], object],
+          device: str = "cpu", most: int = 5, limit: float = 600,
+          ours_first: bool = False) -> Times:
+    """Time both sides ``most`` times, but begin no pair that would end after ``limit`` seconds."""
     times, begun = Times([], []), time.perf_counter()
     while len(times.ours) < most:
         one = (time.perf_counter() - begun) / max(1, len(times.ours))
@@ -82,7 +84,8 @@ def pairs(baseline: Callable[[], object], ours: Callable[[], object], device: st
 def peak_of(work: Callable[[], object], device: str = "cpu") -> tuple[float, float]:
     """MiB that ``work`` takes beside what was held before, at most; and its seconds.
 
-    On CUDA what torch allocates on the device; else this process's resident memory, so call it in a process of its own.
+    On CUDA what torch allocates on the device; else this process's resident memory, so call it in a
+    process of its own.
     """
     gc.collect()
     if device.startswith("cuda"):
@@ -108,8 +111,9 @@ def _resident() -> float:
 
 
 def apart(what: str, device: str = "cpu", **arguments: Any) -> tuple[float, float]:
-    """``peak_of`` the work that 'module:function' of this folder prepares, in a process of its own."""
-    words = [sys.executable, "-m", "benchmarks.timing", what, json.dumps({"device": device, **arguments})]
+    """``peak_of`` the work that 'module:function' of this folder prepares, in a process apart."""
+    words = [sys.executable, "-m", "benchmarks.timing", what,
+             json.dumps({"device": device, **arguments})]
     done = subprocess.run(words, cwd=HOME, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{what} failed in its own process: {done.stderr.strip()[-800:]}")

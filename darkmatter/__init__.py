@@ -7,19 +7,29 @@ Importing this imports nothing else; each public name brings what it needs when 
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import DarkmatterError
+    from .evaluator import Evaluator
+    from .presets import Preset
+    from .regression.decompose import decompose
+    from .regression.draws import Draws
+    from .regression.result import Decomposition
 
 __version__ = "0.1.0"
 
 PUBLIC = {
     "decompose": ".regression.decompose",
-    "Decomposition": ".regression.decompose",
+    "Decomposition": ".regression.result",
     "Draws": ".regression.draws",
     "Evaluator": ".evaluator",
     "DarkmatterError": ".errors",
-    "Preset": ".preset",
+    "Preset": ".presets",
 }
-__all__ = ["DarkmatterError", "Decomposition", "Draws", "Evaluator", "Preset", "__version__", "decompose"]
+__all__ = [
+    "DarkmatterError", "Decomposition", "Draws", "Evaluator", "Preset", "__version__", "decompose",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Files made once: where they live, how they are named, and how a half-written or damaged one is caught.
+"""Files made once: where they live, what they are called, how a damaged one is caught.
 
-A file gets its name only when it is complete; a reader that finds one damaged removes it, warns and asks for
-it to be made again, because whatever lies in the cache can be.
+A file gets its name only when it is complete. A reader that finds one damaged removes it, warns and
+asks for it to be made again, because whatever lies in the cache can be.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DAY = 24 * 3600  # seconds
 
 
 def root() -> Path:
-    """The cache directory: ``DARKMATTER_CACHE`` if set, else the platform's user cache; made if missing."""
+    """The cache: the directory ``DARKMATTER_CACHE``, else the platform's; made if missing."""
     path = Path(os.environ.get("DARKMATTER_CACHE") or user_cache_dir("darkmatter")).expanduser()
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -41,16 +41,16 @@ def root() -> Path:
 
 
 def key(**parts: object) -> str:
-    """16 hex digits that change with any part; parts are what JSON can hold (others by their ``str``)."""
+    """16 hex digits that change with any part: what JSON can hold, others by their ``str``."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_KNOWN: dict[tuple[int, ...], str] = {}  # digests that this process has computed, by the file as it was then
+_KNOWN: dict[tuple[int, ...], str] = {}  # digests that this process knows, by the file as it was
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in blocks; once a process, as long as the file does not change."""
+    """Hex sha256 of a file's bytes; read once a process, as long as the file does not change."""
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
         version = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
@@ -59,9 +59,25 @@ def sha256(path: Path) -> str:
     return _KNOWN[version]
 
 
+LARGE = 2**28  # bytes; a larger file is known by its size and time, not by its content
+
+
+def fingerprint(path: Path) -> str:
+    """Changes with the content of a file, or of any file in a directory; '' where there is none."""
+    if path.is_dir():
+        files = {str(file.relative_to(path)): fingerprint(file)
+                 for file in sorted(path.rglob("*")) if file.is_file()}
+        return key(files=files)
+    if not path.is_file():
+        return ""
+    stat = path.stat()
+    large = stat.st_size >= LARGE
+    return key(size=stat.st_size, changed=stat.st_mtime_ns) if large else sha256(path)
+
+
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Hold the lock on what ``name`` says in words, so that two processes do not make the same thing."""
+    """Hold the lock on what ``name`` says in words, so that one process at a time makes it."""
     folder = root() / "locks"
     with writing(folder):
         folder.mkdir(exist_ok=True)
@@ -69,7 +85,8 @@ def lock(name: str) -> Iterator[None]:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            print(f"Waiting for another process that is busy with {name}.", file=sys.stderr, flush=True)
+            print(f"Waiting for another process that is busy with {name}.", file=sys.stderr,
+                  flush=True)
             held.acquire()
     try:
         yield
@@ -79,10 +96,11 @@ def lock(name: str) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` for a file or directory; renamed to it on success, else removed.
+    """Yield a temporary path beside ``path``, for a file or directory that is renamed to it.
 
-    What a killed writer left of the same path is removed, once it is a day old: a live one may still be writing.
-    Raises DarkmatterError when the disk is full or the place cannot be written to.
+    It is removed instead when something fails. What a killed writer left of the same path goes once
+    it is a day old: a live one may still be writing. Raises DarkmatterError when the disk is full
+    or the place cannot be written to.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # writers look at the suffix
     with writing(path):
@@ -111,10 +129,11 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays of any plain dtype as safetensors, with the sha256 beside it in ``PATH.sha256``."""
+    """Write arrays of any plain dtype as safetensors, with the sha256 in ``PATH.sha256``."""
     side = path.with_name(path.name + ".sha256")
     with atomic(path) as temporary:
-        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()},
+                  temporary)
         digest = sha256(temporary)
         side.unlink(missing_ok=True)
     with atomic(side) as temporary:
@@ -122,7 +141,7 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Read what ``save_arrays`` wrote; None when it is missing or damaged (then removed, with a warning)."""
+    """Read what ``save_arrays`` wrote; None when missing or damaged (removed, with a warning)."""
     side = path.with_name(path.name + ".sha256")
     if not path.exists():
         return None
@@ -131,7 +150,8 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
             return load_file(path)
     except (OSError, ValueError):
         pass  # no readable checksum: the writer was cut off between the two files
-    warnings.warn(f"The cached file {path} is damaged; it was removed and is made again.", stacklevel=2)
+    warnings.warn(f"The cached file {path} is damaged; it was removed and is made again.",
+                  stacklevel=2)
     path.unlink(missing_ok=True)
     side.unlink(missing_ok=True)
     return None
@@ -146,16 +166,17 @@ def writing(path: Path) -> Iterator[None]:
         inner = re.search(r"os error (\d+)", str(error))
         number = getattr(error, "errno", None) or (int(inner[1]) if inner else 0)
         if number in (errno.ENOSPC, errno.EDQUOT):
-            raise DarkmatterError(f"The disk is full: {path} could not be written. Free some space or set "
-                                  "DARKMATTER_CACHE to another disk, and run again.") from error
+            raise DarkmatterError(f"The disk is full: {path} could not be written. Free some space "
+                                  "or set DARKMATTER_CACHE to another disk, and run again."
+                                  ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise DarkmatterError(f"{path} cannot be written: {os.strerror(number)}. Give another place; "
-                                  "DARKMATTER_CACHE moves the cache.") from error
+            raise DarkmatterError(f"{path} cannot be written: {os.strerror(number)}. Give another "
+                                  "place; DARKMATTER_CACHE moves the cache.") from error
         raise
 
 
 def seal(folder: Path) -> None:
-    """Write ``sha256.json``, the digest of every other file in ``folder``: what ``intact`` checks."""
+    """Write ``sha256.json``, the digest of every other file: what ``intact`` checks."""
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     (folder / "sha256.json").write_text(json.dumps(digests))
 
@@ -170,6 +191,7 @@ def intact(folder: Path) -> bool:
             return True
     except (OSError, ValueError):
         pass
-    warnings.warn(f"The cached folder {folder} is damaged; it was removed and is made again.", stacklevel=2)
+    warnings.warn(f"The cached folder {folder} is damaged; it was removed and is made again.",
+                  stacklevel=2)
     shutil.rmtree(folder)
     return False

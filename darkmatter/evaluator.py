@@ -1,18 +1,22 @@
-"""While an SAE trains: how much of its error is linear in the activation, in the log of sae-lens's trainer."""
+"""While an SAE trains: how much of its error is linear in x, in the log of sae-lens's trainer."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .regression.decompose import Rows, Sources, decompose
+from .regression.decompose import decompose
+
+if TYPE_CHECKING:
+    from .regression.decompose import Rows, Sources
 
 METRICS = ("fvu", "fvu_nonlinear", "r2_vector", "r2_norm")
 
 
 class Evaluator:
-    """What ``sae_lens``'s trainers take as ``evaluator``: FVU, FVU_nonlinear and R² under 'dark_matter/…'.
+    """What ``sae_lens``'s trainers take as ``evaluator``: METRICS, under 'dark_matter/…'.
 
-    ``x`` and ``source`` as in ``decompose``: activations as the SAE's user has them, not seen in training.
+    ``x`` and ``source`` as in ``decompose``: activations as the SAE's user has them, not seen in
+    training.
     """
 
     def __init__(self, x: Rows, source: Sources | None = None) -> None:

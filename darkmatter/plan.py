@@ -1,234 +1,190 @@
-"""What a survey will need before it starts: download, disk, memory and time, here or on a named GPU.
+"""What a survey will need before it starts: download, disk, memory, time, here or on a named GPU.
 
-Every number is a formula of ``sizes``, so that no hub is needed. ``Need`` holds what the tests check against measured
-runs.
+Formulas of sizes that are published, in a configuration, or in a name: no hub is needed. The tests
+hold them against counted weights and operations, and against what a run leaves on disk.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import json
+import re
 import shutil
 import time
 import warnings
+from collections import namedtuple
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import torch
 
-from . import cache, model
+from . import cache
 from .errors import DarkmatterError
-from .preset import Preset
-from .sizes import Sae, Shape, sae_of, shape_of
+from .models import model
+from .presets import Preset, releases
 
 PROCESS = 1.6e9  # bytes of a process with its libraries
 DENSE = 2**23  # dense latents in memory at once, about
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a datasheet says: memory in bytes, bytes and operations a second (dense bfloat16, and plain float32)."""
-
-    memory: float
-    bandwidth: float
-    half: float
-    single: float
-
-
-GPUS = {
-    "h200": Device(141e9, 4.8e12, 989e12, 67e12), "h100": Device(80e9, 3.35e12, 989e12, 67e12),
-    "a100": Device(80e9, 2.04e12, 312e12, 19.5e12), "a100-40": Device(40e9, 1.56e12, 312e12, 19.5e12),
-    "l40s": Device(48e9, 0.86e12, 362e12, 91.6e12), "l4": Device(24e9, 0.3e12, 121e12, 30.3e12),
-    "rtx-4090": Device(24e9, 1.01e12, 165e12, 82.6e12), "t4": Device(16e9, 0.32e12, 65e12, 8.1e12),
-}
 METRICS = 12  # of the survey, whose bootstrap draws are kept
-REACHED = 0.4
-"""Share of a peak that real work reaches; a rough figure."""
+CODED = 100  # active latents a token, where an SAE's name does not tell
+REACHED = 0.4  # share of a device's peak that real work reaches, roughly
+GPUS = {  # the datasheets' bytes of memory, operations a second in dense bfloat16 and in float32
+    "h200": (141e9, 989e12, 67e12), "h100": (80e9, 989e12, 67e12), "a100": (80e9, 312e12, 19.5e12),
+    "a100-40": (40e9, 312e12, 19.5e12), "l40s": (48e9, 362e12, 91.6e12),
+    "l4": (24e9, 121e12, 30.3e12), "rtx-4090": (24e9, 165e12, 82.6e12), "t4": (16e9, 65e12, 8.1e12)}
+
+# A decoder-only model: layers, d_model, dimensions of hook_z (attention's heads joined), weights of
+# one layer and in all, and bytes of a weight as it is downloaded.
+Shape = namedtuple("Shape", "layers d z layer parameters bytes")
+SHAPES = {  # as published with the models
+    "google/gemma-2-2b": Shape(26, 2304, 2048, 77_865_984, 2_614_341_888, 2),
+    "google/gemma-2-9b": Shape(42, 3584, 4096, 198_195_200, 9_241_705_984, 2),
+    "meta-llama/Llama-3.1-8B": Shape(32, 4096, 4096, 218_112_000, 8_030_261_248, 2),
+    "gpt2": Shape(12, 768, 768, 7_087_872, 124_439_808, 4),
+    "google/gemma-3-270m": Shape(18, 640, 1024, 5_573_632, 268_098_176, 2),
+    "google/gemma-3-1b-pt": Shape(26, 1152, 1024, 26_842_112, 999_885_952, 2),
+    "gemma-3-270m-q4": Shape(18, 640, 1024, 5_573_632, 268_098_176, 1),
+    "smollm2": Shape(30, 576, 576, 3_540_096, 134_515_008, 1)}
+# An SAE: latents, those active on a token, and bytes of a weight to download, 0 where it is here.
+Sae = namedtuple("Sae", "width l0 bytes")
+# Bytes, and operations: of the forward pass to the last site, and of the survey, in float32.
+Need = namedtuple("Need", "download disk forward_memory survey_memory forward survey")
 
 
-@dataclass(frozen=True)
-class Need:
-    """What the survey of a preset's SAEs takes, in bytes and operations."""
+def shape_of(preset: Preset) -> Shape:
+    """A model's sizes: of a published model from the table, of another from its configuration."""
+    if preset.model in SHAPES:
+        return SHAPES[preset.model]
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    preset: Preset
-    shape: Shape
-    saes: tuple[Sae, ...]
-
-    @property
-    def d(self) -> int:
-        return self.shape.width(self.preset.site)
-
-    @property
-    def read(self) -> int:
-        """Tokens read."""
-        return self.preset.contexts * self.preset.context_length
-
-    @property
-    def kept(self) -> int:
-        """Tokens kept, at most."""
-        return self.preset.contexts * len(self.preset.kept)
-
-    @property
-    def download(self) -> float:
-        """Weights of the model, and of the SAEs that are not here yet."""
-        return self.shape.parameters * self.shape.bytes + sum(each.bytes * each.weights for each in self.saes)
-
-    @property
-    def kept_on_disk(self) -> float:
-        """Activations of the site and of the preset's others, and for each SAE codes, a table of tokens, and draws."""
-        sites = {self.preset.site, *self.preset.elsewhere}
-        activations = 2 * self.kept * sum(self.shape.width(site) for site in sites)
-        draws = 8 * METRICS * (1 + self.preset.bootstrap)
-        return activations + sum(self.kept * (8 * each.l0 + 8 + 28 + 1) + draws for each in self.saes)
-
-    @property
-    def forward_memory(self) -> float:
-        """Model and one batch in a forward pass: the stream, an MLP's insides, attention's scores where written out."""
-        half, length = torch.finfo(getattr(torch, model.dtype_of(self.preset))).bits // 8, self.preset.context_length
-        tokens = min(self.preset.batch_contexts, self.preset.contexts) * length
-        scores = 3 * 4 * tokens * length * self.shape.heads if self.shape.eager else 0
-        return half * (self.shape.parameters + tokens * (6 * self.shape.d + 3 * self.shape.ff)) + scores
-
-    @property
-    def survey_memory(self) -> float:
-        """All SAEs in float32, their moments in float64, and a batch of dense latents."""
-        widest = max((each.width for each in self.saes), default=0)
-        held = 4 * sum(each.weights for each in self.saes) + 8 * self.d**2 * (3 + 2 * len(self.saes))
-        return held + 3 * 4 * max(widest, DENSE)
-
-    @property
-    def host_memory(self) -> float:
-        """On a GPU's host: the weights as they are read, and the SAEs on their way."""
-        model_size = self.shape.parameters * 2
-        return PROCESS + max(model_size, 4 * sum(each.weights for each in self.saes))
-
-    @property
-    def forward(self) -> float:
-        """Operations of the forward pass, as far as the last site."""
-        layers = 1 + max(model.layer_of(site) for site in (self.preset.site, *self.preset.elsewhere))
-        return self.read * self.shape.forward(min(layers, self.shape.layers), self.preset.context_length)
-
-    @property
-    def survey(self) -> float:
-        """Operations of the encoders, the moments and the maps, in float32."""
-        products = 2 * self.d**2 * (1 + 2 * len(self.saes))
-        return self.kept * (sum(2 * self.d * each.width for each in self.saes) + products)
-
-    @property
-    def moved(self) -> float:
-        """Bytes through memory: dense latents written and read, decoder rows gathered in two passes."""
-        return self.kept * sum(12 * each.width + 2 * 4 * self.d * each.l0 for each in self.saes)
-
-    def seconds(self, device: Device) -> float:
-        """Time on a device, at the share of its peaks that is reached in practice."""
-        survey = max(self.survey / device.single, self.moved / device.bandwidth)
-        return (self.forward / device.half + survey) / REACHED
+    config = model.opened(preset, AutoConfig.from_pretrained)
+    config = getattr(config, "text_config", None) or config
+    with torch.device("meta"):  # its shapes alone: they take neither memory nor time
+        made = AutoModelForCausalLM.from_config(config)
+    counts = {name: weight.numel() for name, weight in made.named_parameters()}
+    in_layers = sum(count for name, count in counts.items() if re.search(r"\.\d+\.", name))
+    layers, d, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+    z = heads * (getattr(config, "head_dim", None) or d // heads)
+    return Shape(layers, d, z, in_layers // layers, sum(counts.values()), 2)
 
 
-def of(preset: Preset) -> Need:
-    """The need of a preset. Raises DarkmatterError when the model's sizes cannot be known here."""
-    shape = shape_of(preset)
-    return Need(preset, shape, tuple(sae_of(ref, preset, shape) for ref in preset.saes))
+def sae_of(ref: str, d: int) -> Sae:
+    """An SAE's sizes: by its directory's cfg.json, else by its name; 16,384 where neither tells."""
+    kind, _, rest = ref.partition(":")
+    path = Path(ref if Path(ref).is_dir() else rest).expanduser() / "cfg.json"
+    if path.exists():
+        cfg = json.loads(path.read_text())
+        width = cfg.get("d_sae") or cfg.get("num_latents")
+        return Sae(int(width or cfg["d_in"] * cfg.get("expansion_factor", 16)),
+                   float(cfg.get("k") or CODED), 0)
+    if sizes := re.search(r"(?:train:|-w)(\d+)(?:x|-k)(\d+)", ref):
+        return Sae(int(sizes[1]), float(sizes[2]), 0)
+    _, name, l0 = releases.read_id(rest, {})
+    width = (releases.size(name) or 16_384) * (d if name.endswith("x") else 1)
+    return Sae(width, l0 or CODED, 2 if "llama_scope" in kind else 4)
+
+
+def needed(preset: Preset, shape: Shape, most: int | None = None) -> Need:
+    """What the survey of the preset's SAEs takes, or of the ``most`` smallest of them."""
+    widths = {site: shape.z if site.endswith("hook_z") else shape.d
+              for site in (preset.site, *preset.elsewhere)}
+    d, kept, length = widths[preset.site], preset.contexts * len(preset.kept), preset.context_length
+    saes = sorted(sae_of(ref, d) for ref in preset.saes)[:most]
+    weights = [2 * d * sae.width for sae in saes]
+    download = shape.parameters * shape.bytes + sum(
+        sae.bytes * weight for sae, weight in zip(saes, weights, strict=True))
+    # Kept on disk: activations in bfloat16; for each SAE codes, a table of tokens, and draws.
+    disk = 2 * kept * sum(widths.values()) + sum(
+        kept * (8 * sae.l0 + 37) + 8 * METRICS * (1 + preset.bootstrap) for sae in saes)
+    # In memory at once: the model, and for one batch what a layer has between its maps.
+    size = torch.finfo(getattr(torch, model.dtype_of(preset))).bits // 8
+    batch = min(preset.batch_contexts, preset.contexts) * length
+    forward_memory = size * (shape.parameters + 20 * batch * shape.d)
+    # Afterwards: all SAEs in float32, their moments in float64, and a block of dense latents.
+    block = max(DENSE, saes[-1].width)
+    survey_memory = 4 * sum(weights) + 8 * d**2 * (3 + 2 * len(saes)) + 12 * block
+    # The forward pass reads every token; encoders, moments and maps see those that are kept.
+    layers = min(shape.layers, 1 + max(map(model.layer_of, widths)))
+    forward = preset.contexts * length * layers * (2 * shape.layer + 4 * length * shape.z)
+    survey = kept * (sum(weights) + 2 * d**2 * (1 + 2 * len(saes)))
+    return Need(download, disk, forward_memory, survey_memory, forward, survey)
 
 
 def lines(preset: Preset, gpu: str = "") -> Iterator[str]:
     """The plan, a line at a time, on this machine or on a GPU of the table.
 
-    Raises DarkmatterError for a GPU that is not in the table, and when the model's sizes cannot be known.
+    Raises DarkmatterError for another GPU, and where the model cannot be opened.
     """
     if gpu and gpu not in GPUS:
-        raise DarkmatterError(f"There is no datasheet for the GPU '{gpu}'; there are {', '.join(GPUS)}.")
+        known = ", ".join(GPUS)
+        raise DarkmatterError(f"There is no datasheet for the GPU '{gpu}'; there are {known}.")
     if gpu and preset.dtype == "auto":
-        preset = dataclasses.replace(preset, dtype="bfloat16")
-    need = of(preset)
-    fit = round(need.kept * preset.fit_share)
-    yield f"text      {preset.contexts:,} contexts of {preset.context_length:,}: {need.read:,} tokens read"
-    yield f"kept      {need.kept:,} tokens at most, about {fit:,} to fit and {need.kept - fit:,} to score"
-    yield f"download  {_size(need.download)}: a model of {need.shape.parameters / 1e9:.2f} billion weights, " \
-          f"{len(need.saes)} SAEs of {sum(each.width for each in need.saes):,} latents in all"
-    yield f"disk      {_size(need.kept_on_disk)} of activations, codes and tables, beside what is downloaded"
-    on = GPUS.get(gpu) or here(preset)
-    where = f"on one {gpu}" if gpu else "here"
-    if gpu or model.device_of(preset).type == "cuda":
-        survey = need.survey_memory
-        yield f"gpu       {_size(need.forward_memory)} for the forward pass, {_size(survey)} for the survey"
-        yield f"memory    {_size(need.host_memory)} on the host"
-    else:
-        yield f"memory    {_size(PROCESS + max(need.forward_memory, need.survey_memory))} at the peak"
-    yield f"time      about {_time(need.seconds(on))} {where} to survey {len(need.saes)} SAEs"
-    yield from troubles(need, on.memory, gpu)
+        preset = replace(preset, dtype="bfloat16")
+    shape, kept = shape_of(preset), preset.contexts * len(preset.kept)
+    need, saes, where = needed(preset, shape), len(preset.saes), f"on one {gpu}" if gpu else "here"
+    memory, half, single = GPUS[gpu] if gpu else (_memory(preset), *_speeds(preset))
+    minutes = (need.forward / half + need.survey / single) / REACHED / 60
+    spent = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{max(1, minutes):.0f} minutes"
+    yield (f"text      {preset.contexts * preset.context_length:,} tokens read, {kept:,} kept at "
+           f"most: about {kept * preset.fit_share:,.0f} to fit, the others to score")
+    yield (f"download  {_size(need.download)}: a model of {shape.parameters / 1e9:.2f} billion "
+           f"weights, and {saes} SAEs as far as they are not here")
+    yield f"disk      {_size(need.disk)} of activations, codes and tables, beside the download"
+    yield (f"memory    {_size(need.forward_memory)} for the forward pass, then "
+           f"{_size(need.survey_memory)} for the survey, {where}; {_size(PROCESS)} of host besides")
+    yield f"time      about {spent} {where} to survey {saes} SAEs"
+    yield from (f"too much  {trouble}" for trouble in troubles(preset, memory, gpu))
 
 
-def troubles(need: Need, most: float, gpu: str = "") -> Iterator[str]:
-    """What does not fit, and which setting would make it fit; nothing where all fits. ``most``: the device's memory."""
-    preset, free, host = need.preset, shutil.disk_usage(cache.root()).free, psutil.virtual_memory().total
-    apart = bool(gpu) or model.device_of(preset).type == "cuda"
-    own, where = 0 if apart else PROCESS, f"the {gpu}" if gpu else "this machine"
-    if need.forward_memory + own > most:
-        smaller = "a smaller model, or a machine with more memory"
-        if model.dtype_of(preset) == "float32":
-            smaller = "dtype: bfloat16"
-        if preset.batch_contexts > 1:
-            smaller = f"batch_contexts: 1 (now {preset.batch_contexts})"
-        yield f"too much  the forward pass does not fit {where}'s {_size(most)}: set or take {smaller}"
-    if need.survey_memory + own > most:
-        yield f"too much  all SAEs at once do not fit {where}'s {_size(most)}: {_fewer(need, most - own)}"
-    if not gpu and (disk := need.kept_on_disk + need.download) > free:
-        fewer = int(0.9 * preset.contexts * (free - need.download) / need.kept_on_disk)
-        yield (f"too much  {_size(disk)} do not fit the {_size(free)} of disk that are free: set DARKMATTER_CACHE and "
-               f"HF_HOME to a larger one{f', or contexts: {fewer}' if fewer > 1 else ''}")
-    if apart and not gpu and need.host_memory > host:
-        yield f"too much  model and SAEs do not fit the host's {_size(host)}: {_fewer(need, host - PROCESS)}"
+def troubles(preset: Preset, memory: float, gpu: str = "") -> Iterator[str]:
+    """What does not fit, and what would; ``memory``: bytes of the device."""
+    shape, device = shape_of(preset), f"{f'the {gpu}' if gpu else 'this machine'}'s {_size(memory)}"
+    room = memory if gpu or model.device_of(preset).type == "cuda" else memory - PROCESS
+    need = needed(preset, shape)
+    if need.forward_memory > room:
+        remedy = (f"batch_contexts: 1 (now {preset.batch_contexts})" if preset.batch_contexts > 1
+                  else "dtype: bfloat16, or a smaller model")
+        yield f"the forward pass does not fit {device}: set or take {remedy}"
+    if need.survey_memory > room:
+        counts = range(1, len(preset.saes))
+        fits = sum(needed(preset, shape, n).survey_memory <= room for n in counts)
+        remedy = f"the {fits} smallest, the others one at a time," if fits else "a narrower one"
+        yield f"all SAEs at once do not fit {device}: give {remedy} with -p sae"
+    free = shutil.disk_usage(cache.root()).free
+    if not gpu and need.disk + need.download > free:
+        contexts = int(0.9 * preset.contexts * max(0, free - need.download) / need.disk)
+        fewer = f", or contexts: {contexts}" if contexts > 1 else ""
+        yield (f"{_size(need.disk + need.download)} do not fit the {_size(free)} of free disk: set "
+               f"DARKMATTER_CACHE and HF_HOME to a larger one{fewer}")
 
 
 def warn(preset: Preset) -> None:
-    """Warn, before a run starts, of what will not fit this machine; silent where the model's sizes are not known."""
+    """Warn, before a run starts, of what will not fit this machine; an advisory ends no run."""
     try:
-        found = list(troubles(of(preset), memory(preset)))
-    except DarkmatterError:  # the run itself will say what is wrong with the model
+        sentences = list(troubles(preset, _memory(preset)))
+    except Exception:  # what cannot be read here, the run itself will name
         return
-    for sentence in found:
-        warnings.warn(f"THIS RUN WILL PROBABLY NOT FIT: {sentence.removeprefix('too much').strip()}", stacklevel=3)
+    for sentence in sentences:
+        warnings.warn(f"THIS RUN WILL PROBABLY NOT FIT: {sentence}", stacklevel=3)
 
 
-def _fewer(need: Need, most: float) -> str:
-    """Words for how many of the SAEs fit together."""
-    sizes, taken, fits = sorted(4 * each.weights + 16 * need.d**2 for each in need.saes), 24.0 * need.d**2 + 4e8, 0
-    for size in sizes:
-        taken += size
-        fits += taken <= most
-    return f"give the {fits} smallest of them, and the others one at a time, with -p sae" if fits else \
-        "the smallest of them alone is too large; give a narrower one with -p sae"
-
-
-def memory(preset: Preset) -> float:
-    """Bytes of memory where the preset runs."""
+def _memory(preset: Preset) -> float:
+    """Bytes of memory of the device that the preset runs on."""
     device = model.device_of(preset)
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else \
-        psutil.virtual_memory().total
+    cuda = device.type == "cuda" and torch.cuda.get_device_properties(device)
+    return cuda.total_memory if cuda else psutil.virtual_memory().total
 
 
-def here(preset: Preset) -> Device:
-    """This machine: its memory, and its speed at one product in the model's type and one in float32, measured now."""
-    device = model.device_of(preset)
-    half, single = (_speed(device, dtype) for dtype in (getattr(torch, model.dtype_of(preset)), torch.float32))
-    return Device(memory(preset), 2e12 if device.type == "cuda" else 2e10, half, single)
-
-
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    a = torch.ones(1024, 1024, dtype=dtype, device=device)
-    float((a @ a)[0, 0])
-    begun = time.perf_counter()
-    for _ in range(4):
-        float((a @ a)[0, 0])
-    return 4 * 2 * 1024**3 / (time.perf_counter() - begun)
+def _speeds(preset: Preset) -> Iterator[float]:
+    """Operations a second in the model's type and in float32, from a product of each, now."""
+    for dtype in (getattr(torch, model.dtype_of(preset)), torch.float32):
+        a, begun = torch.ones(1024, 1024, dtype=dtype, device=model.device_of(preset)), 0.0
+        for _ in range(2):  # the first sets the device up
+            begun = time.perf_counter()
+            float((a @ a)[0, 0])
+        yield 2 * 1024**3 / (time.perf_counter() - begun)
 
 
 def _size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
-
-
-def _time(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes" if minutes >= 1.5 else \
-        f"{max(1, seconds):.0f} seconds"

@@ -1,4 +1,4 @@
-"""How far a long loop is, told where its reader looks: on a terminal, in a log, or in the runner of the book.
+"""How far a long loop is, for whoever looks: at a terminal, at a log, or at the book's runner.
 
 A bar shows nothing for a loop that takes less than the time between two of its signs of life.
 """
@@ -28,20 +28,22 @@ class bar(tqdm):
 
     in_place = True
 
-    def __init__(self, iterable: Iterable[Any] | None, what: str, unit: str, **options: Any) -> None:
-        self.told = os.environ.get(FILE, "")
-        self.live = self.in_place and not self.told and sys.stderr.isatty()
-        every = 1 if self.told or self.live else 30
-        super().__init__(iterable, what, unit=unit, delay=every, mininterval=0.2 if self.live else every, miniters=1,
-                         smoothing=0, leave=False, ncols=shutil.get_terminal_size().columns - 1,
-                         nrows=20, bar_format=BAR if self.live else LINE, **options)
+    def __init__(self, iterable: Iterable[Any] | None, what: str, unit: str, **options: Any
+                 ) -> None:
+        self.file = os.environ.get(FILE, "")
+        self.live = self.in_place and not self.file and sys.stderr.isatty()
+        seconds = 1 if self.file or self.live else 30  # between two signs of life
+        super().__init__(iterable, what, unit=unit, delay=seconds, miniters=1, smoothing=0,
+                         mininterval=0.2 if self.live else seconds, leave=False, nrows=20,
+                         ncols=shutil.get_terminal_size().columns - 1,
+                         bar_format=BAR if self.live else LINE, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Show where the loop is; an empty ``msg``: it has ended."""
         if self.live:
             return bool(super().display(msg, pos))
-        if self.told:
-            Path(self.told).write_text("" if msg == "" else json.dumps(self._inside()))
+        if self.file:
+            Path(self.file).write_text("" if msg == "" else json.dumps(self._inside()))
         elif msg is None:
             print(self, file=sys.stderr, flush=True)
         return False
@@ -52,9 +54,9 @@ class bar(tqdm):
             super().clear(nolock)
 
     def _inside(self) -> Inside:
-        done, all_of_it, seconds = self.n, self.total or 0, self.format_dict["elapsed"]
-        coming = seconds * (all_of_it - done) / max(1, done - self.initial)
-        return Inside(f"{self.desc} {done:,} of {all_of_it:,} {self.unit}", coming)
+        total, seconds = self.total or 0, self.format_dict["elapsed"]
+        coming = seconds * (total - self.n) / max(1, self.n - self.initial)
+        return Inside(f"{self.desc} {self.n:,} of {total:,} {self.unit}", coming)
 
 
 def in_lines() -> None:
@@ -71,7 +73,7 @@ class Inside(NamedTuple):
 
 
 def read(file: Path) -> Inside:
-    """What a bar in another process says; nothing where there is none, or it is just being written."""
+    """What a bar in another process says; nothing where there is none or it is being written."""
     try:
         return Inside(*json.loads(file.read_text()))
     except (OSError, ValueError):

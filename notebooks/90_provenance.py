@@ -18,80 +18,93 @@
 # %% [markdown]
 # # What this build ran on
 #
-# Every number in this book comes from a notebook that was run, and every run leaves a {term}`record`: its settings,
-# results, versions, machine and time. This page reads the records of the build that it is part of. A notebook
-# whose code, settings and data have not changed is not run again, so different rows can be of different days.
+# The numbers in this book come from notebooks that were run, and every run leaves a
+# {term}`record`: its settings, results, versions, machine and time. This page reads the records of
+# the build that it is part of. A notebook whose code, settings and data have not changed is not
+# run again, so different rows can be of different days.
+#
+# Not everything was measured in this build. Some results take hours, or a GPU, and were measured
+# before: the SAEs on the error and their seeds ({doc}`08_on_error`), checkpoints
+# ({doc}`15_training`), other choices ({doc}`16_sensitivity`) and speed ({doc}`17_speed`). Those
+# chapters read records in `artifacts/`, and say so.
 
 # %% tags=["parameters"]
 preset: str = "smoke"  # preset name or YAML file
 
-# %% tags=["hide-input"]
+# %%
 import importlib.metadata
 
 import pandas as pd
 
-from darkmatter import figures, records
+from darkmatter.book import figures, records
 
 run = records.start("90_provenance", preset)
-found = [each for each in records.load_all() if each["preset"] == run.preset.name and each["notebook"] != run.notebook]
+runs = [record for record in records.load_all()
+        if record["preset"] == run.preset.name and record["notebook"] != run.notebook]
 
 
 def distinct(key: str) -> list[str]:
     """The different values of one field over all records, in order of appearance."""
-    return list(dict.fromkeys(str(each.get(key)) for each in found))
+    return list(dict.fromkeys(str(record.get(key)) for record in runs))
 
 
 def merged(key: str) -> dict[str, str]:
     """The entries of a field that is a mapping; where records differ, all values."""
-    names = dict.fromkeys(name for each in found for name in each[key])
-    return {name: ", ".join(dict.fromkeys(str(each[key][name]) for each in found if name in each[key])) for name in names}
+    values: dict[str, dict[str, None]] = {}
+    for record in runs:
+        for name, value in record[key].items():
+            values.setdefault(name, {})[str(value)] = None
+    return {name: ", ".join(different) for name, different in values.items()}
 
 
-# %% tags=["hide-input"]
-words = f"No other notebook of the preset `{run.preset.name}` has been run here yet. `make book` runs all of them."
-if found:
-    seconds = sum(each.get("wall_seconds", each["seconds"]) for each in found)
-    began = [when[:16].replace("T", " ") for when in sorted(distinct("started"))]
+# %%
+times = pd.DataFrame(
+    [(record["notebook"], record["started"][:16].replace("T", " "),
+      float(record.get("wall_seconds", record["seconds"])), float(record["peak_memory_gib"]),
+      record["device"], len(record["metrics"])) for record in runs],
+    columns=["notebook", "began (UTC)", "seconds", "peak memory, GiB", "device",
+             "results recorded"])
+words = (f"No other notebook of the preset `{run.preset.name}` has been run here yet. `make book` "
+         "runs all of them.")
+if runs:
     commits = ", ".join(f"`{commit[:12]}`" for commit in distinct("commit") if commit != "None")
-    dirty = ", ".join(each["notebook"] for each in found if each["dirty"])
-    state = f"Commit: {commits}; {f'not committed were changes at the time of {dirty}' if dirty else 'nothing uncommitted'}."
+    dirty = ", ".join(record["notebook"] for record in runs if record["dirty"])
+    changes = "nothing uncommitted"
+    if dirty:
+        changes = f"not committed were changes at the time of {dirty}"
+    commit = f"Commit: {commits}; {changes}." if commits else "The commit is not known."
     words = f"""
-    The preset is **`{run.preset.name}`**. Its {len(found)} notebooks took {seconds / 60:.1f} minutes together. The first
-    began at {began[0]}, the last at {began[-1]} (UTC). The one that needed most memory used
-    {max(each["peak_memory_gib"] for each in found):.1f} GiB. {state if commits else "The commit is not known."}
+    The preset is **`{run.preset.name}`**. Its {len(runs)} notebooks took
+    {times['seconds'].sum() / 60:.1f} minutes together. The first began at
+    {times['began (UTC)'].min()}, the last at {times['began (UTC)'].max()} (UTC). The one that
+    needed most memory used {times['peak memory, GiB'].max():.1f} GiB. {commit}
     """
 figures.prose(words)
 
 # %% tags=["hide-input"]
-times = pd.DataFrame(
-    [(each["notebook"], each["started"][:16].replace("T", " "), float(each.get("wall_seconds", each["seconds"])),
-      float(each["peak_memory_gib"]), each["device"], len(each["metrics"])) for each in found],
-    columns=["notebook", "began (UTC)", "seconds", "peak memory, GiB", "device", "results recorded"],
-)
 figures.table(
-    times,
-    caption="Time and memory of each notebook. Seconds are of the whole notebook with its imports, as the runner saw it, "
-    "and include waiting for what it needed first: the first to need an SAE or activations makes them, for all. "
-    "Unless asked otherwise, the runner has two notebooks run at a time, each on half of the processor.",
-    name="tab-times",
-    digits={"seconds": 0, "peak memory, GiB": 1},
-)
+    times, "Time and memory of each notebook. Seconds are of the whole notebook with its imports, "
+    "as the runner saw it, and include waiting for what it needed first: the first to need an SAE "
+    "or activations makes them, for all. Unless asked otherwise, the runner has two notebooks run "
+    "at a time, each on half of the processor.", "tab-times",
+    digits={"seconds": 0, "peak memory, GiB": 1})
 
 # %% [markdown]
 # ## Machine and versions
 
 # %% tags=["hide-input"]
-machine = merged("hardware") if found else records.provenance(run.preset.device)["hardware"]
-labels = {"processor": "processor", "cores": "cores", "memory_gib": "memory, GiB", "system": "system"}
+here = records.provenance(run.preset.device)
+machine = merged("hardware") if runs else here["hardware"]
+names = {"memory_gib": "memory, GiB"}
 figures.table(
-    pd.DataFrame([(labels.get(name, name), str(value)) for name, value in machine.items()], columns=["", "value"]),
-    caption="The machine." if found else "The machine this page ran on.",
-    name="tab-machine",
-)
+    pd.DataFrame([(names.get(name, name), str(value)) for name, value in machine.items()],
+                 columns=["", "value"]),
+    "The machine." if runs else "The machine this page ran on.", "tab-machine")
 
 
-# %% tags=["hide-input"]
+# %%
 def installed(package: str) -> str:
+    """The version of a package here."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -99,49 +112,48 @@ def installed(package: str) -> str:
 
 
 lines = (records.HOME / "requirements-text.txt").read_text(encoding="utf-8").splitlines()
-carriers = [line.split("==")[0] for line in lines if "==" in line]  # the packages that hold the model and the text
-versions = merged("versions") if found else records.provenance(run.preset.device)["versions"]
+carriers = [line.split("==")[0] for line in lines if "==" in line]  # they hold model and text
+versions = merged("versions") if runs else here["versions"]
 rows = [(name, version, "code") for name, version in versions.items()]
 rows += [(name, installed(name), "model or text") for name in carriers]
 figures.table(
     pd.DataFrame(rows, columns=["package", "version", "used as"]),
-    caption="Versions that the numbers depend on. All packages are pinned in `requirements.txt` and, with hashes, in "
-    "`requirements-text.txt`.",
-    name="tab-versions",
-)
+    "Versions that the numbers depend on. All packages are pinned in `requirements.txt` and, with "
+    "hashes, in `requirements-text.txt`.", "tab-versions")
 
 # %% [markdown]
 # ## Settings and data
 
-# %% tags=["hide-input"]
+# %%
 settings = run.preset.fields()
 training = settings.pop("training")
-flat = settings | {f"training.{name}": value for name, value in training.items()}
+settings |= {f"training.{name}": value for name, value in training.items()}
 
 
 def shown(value: object) -> str:
     """A setting as it would stand in a file, in one table cell."""
     if isinstance(value, tuple | list):
-        return ", ".join("×".join(map(str, each)) if isinstance(each, tuple | list) else f"`{each}`" for each in value) or "–"
+        return ", ".join("×".join(map(str, entry)) if isinstance(entry, tuple | list)
+                         else f"`{entry}`" for entry in value) or "–"
     return "the rule" if value is None else f"`{value}`"
 
 
 figures.table(
-    pd.DataFrame([(f"`{name}`", shown(value)) for name, value in flat.items()], columns=["field", "value"]),
-    caption=f"All fields of the preset `{run.preset.name}`. A notebook's own parameters are in its first cell.",
-    name="tab-settings",
-)
+    pd.DataFrame([(f"`{name}`", shown(value)) for name, value in settings.items()],
+                 columns=["field", "value"]),
+    f"All fields of the preset `{run.preset.name}`. A notebook's own parameters are in its first "
+    "cell.", "tab-settings")
 
 # %% tags=["hide-input"]
-hashes = merged("data_hashes") if found else records.inputs(run.preset)
+hashes = merged("data_hashes") if runs else records.inputs(run.preset)
 figures.table(
-    pd.DataFrame([(f"`{name}`", ", ".join(f"`{each[:16]}`" for each in value.split(", "))) for name, value in hashes.items()],
+    pd.DataFrame([(f"`{name}`", ", ".join(f"`{digest[:16]}`" for digest in value.split(", ")))
+                  for name, value in hashes.items()],
                  columns=["input", "sha256, first 16 digits"]),
-    caption="The files that model, text and SAEs come from. The wheels of model and text are known by the hashes in "
-    "`requirements-text.txt`, so by the hash of that file. SAEs that are trained on the spot follow from the settings.",
-    name="tab-hashes",
-)
+    "The files that model, text and SAEs come from. The wheels of model and text are known by the "
+    "hashes in `requirements-text.txt`, so by the hash of that file. SAEs that are trained on the "
+    "spot follow from the settings.", "tab-hashes")
 
 # %%
-run.add("notebooks", len(found), unit="records read")
+run.add("notebooks", len(runs), unit="records read")
 record = run.finish()

@@ -35,11 +35,12 @@ class Browser:
 
     def __init__(self, command: str) -> None:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        flags = (*chromium.FLAGS, "--remote-debugging-port=0", f"--user-data-dir={self._profile.name}")
-        self._process = subprocess.Popen(
-            [command, *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        self._socket = websocket.create_connection(self._address(), suppress_origin=True, timeout=300)
+        words = [command, *chromium.FLAGS, "--remote-debugging-port=0",
+                 f"--user-data-dir={self._profile.name}", "about:blank"]
+        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.DEVNULL)
+        self._socket = websocket.create_connection(self._address(), suppress_origin=True,
+                                                   timeout=300)
         self._calls = 0
         self.events: list[dict[str, Any]] = []
         for domain in ("Page", "Network", "Runtime", "Log"):
@@ -51,7 +52,8 @@ class Browser:
         for _ in range(int(patience * 10)):
             if port.exists() and port.read_text().strip():
                 number = port.read_text().split()[0]
-                with urllib.request.urlopen(f"http://127.0.0.1:{number}/json/list", timeout=10) as answer:
+                address = f"http://127.0.0.1:{number}/json/list"
+                with urllib.request.urlopen(address, timeout=10) as answer:
                     pages = [page for page in json.load(answer) if page["type"] == "page"]
                 if pages:
                     return pages[0]["webSocketDebuggerUrl"]
@@ -61,9 +63,8 @@ class Browser:
     def __enter__(self) -> Browser:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self._socket.close()
         self._process.terminate()
         self._process.wait(30)
@@ -83,7 +84,8 @@ class Browser:
 
     def ask(self, script: str) -> Any:
         """The value of a JavaScript expression, awaited."""
-        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True,
+                           returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
@@ -93,21 +95,22 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, **scale)
 
     def open(self, page: Path, patience: float = 120) -> None:
-        """Open a file and wait until its mathematics and its figures are drawn (or patience is over)."""
+        """Open a file and wait until mathematics and figures are drawn (or patience is over)."""
         self.events.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
         self.wait("document.readyState === 'complete'", patience)
         self.wait(READY, patience)
 
     def wait(self, script: str, patience: float = 120) -> None:
-        """Wait until the expression is true; the caller's assertions say what was missing otherwise."""
+        """Wait until the expression is true; else the caller's assertions say what was missing."""
         end = time.monotonic() + patience
         while time.monotonic() < end and not self.ask(script):
             time.sleep(0.05)
 
     def theme(self, name: str) -> None:
-        """Switch to 'light' or 'dark', as the page's own button does, and let the figures follow."""
-        self.ask(f"document.documentElement.dataset.theme = document.documentElement.dataset.mode = '{name}'")
+        """Switch to 'light' or 'dark', as the page's own button does; the figures follow."""
+        self.ask(f"{{const root = document.documentElement.dataset; root.theme = '{name}'; "
+                 f"root.mode = '{name}';}}")
         self.ask("new Promise(done => setTimeout(done, 400))")
 
     def requests(self) -> list[str]:
@@ -133,7 +136,8 @@ class Browser:
         height = self.call("Page.getLayoutMetrics")["cssContentSize"]["height"]
         self.size(width, min(int(height), tallest))
         self.ask("new Promise(done => setTimeout(done, 300))")
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+        png = self.call("Page.captureScreenshot", format="png")["data"]
+        path.write_bytes(base64.b64decode(png))
 
 
 def pages(book: Path) -> list[Path]:
@@ -156,4 +160,5 @@ def screenshots(book: Path, out: Path, command: str) -> None:
 
 
 if __name__ == "__main__":
-    screenshots(Path(sys.argv[1]), Path(sys.argv[2]), chromium.find() or sys.exit("no Chromium found"))
+    screenshots(Path(sys.argv[1]), Path(sys.argv[2]),
+                chromium.find() or sys.exit("no Chromium found"))

@@ -1,7 +1,8 @@
-"""A small server that speaks OpenAI's chat protocol and generates with a real model, for the tests of the scorers.
+"""A small server of OpenAI's chat protocol that generates with a real model, to test the scorers.
 
-``python tests/chat_server.py FOLDER`` prints its base address and serves the model in FOLDER, one answer at a time,
-until it is stopped. Greedy at temperature 0, else it samples. What it was asked is at GET /asked.
+``python tests/chat_server.py FOLDER`` prints its base address and serves the model in FOLDER, one
+answer at a time, until it is stopped. Greedy at temperature 0, else it samples. What it was asked
+is at GET /asked.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ class Generator:
 
     @torch.inference_mode()
     def answer(self, messages: list[dict[str, str]], tokens: int, temperature: float) -> str:
-        given = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
-                                                   return_dict=True)
-        how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        prompt = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        how = {"temperature": temperature} if temperature else {}
         with self.lock:
-            out = self.model.generate(**given, max_new_tokens=tokens, **how)
-        return self.tokenizer.decode(out[0, given["input_ids"].shape[1]:], skip_special_tokens=True)
+            out = self.model.generate(**prompt, max_new_tokens=tokens, do_sample=bool(how), **how)
+        answer = out[0, prompt["input_ids"].shape[1]:]
+        return self.tokenizer.decode(answer, skip_special_tokens=True)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,9 +47,10 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(request | {"authorization": self.headers.get("Authorization", "")})
         if self.path != "/v1/chat/completions" or request["model"] != NAME:
-            self.send(404, {"error": {"message": f"The model `{request['model']}` does not exist."}})
+            message = f"The model `{request['model']}` does not exist."
+            self.send(404, {"error": {"message": message}})
             return
-        text = self.generator.answer(request["messages"], request["max_tokens"], request["temperature"])
+        text = self.generator.answer(*map(request.get, ("messages", "max_tokens", "temperature")))
         message = {"role": "assistant", "content": text}
         self.send(200, {"object": "chat.completion", "model": NAME,
                         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})

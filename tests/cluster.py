@@ -1,6 +1,7 @@
-"""A Slurm cluster of two nodes on this machine, in a directory of its own: munged, slurmctld and two slurmd.
+"""A Slurm cluster of two nodes on this machine, in a directory of its own.
 
-The daemons run as whoever runs the tests, on ports that are free, beside any other Slurm there may be.
+Its daemons, munged, slurmctld and two slurmd, run as whoever runs the tests, on ports that are
+free, beside any other Slurm there may be.
 """
 
 from __future__ import annotations
@@ -59,11 +60,12 @@ JobRequeue=1
 def missing() -> str:
     """What of Slurm is not on this machine, in words; '' where nothing is."""
     lacking = [name for name in COMMANDS if shutil.which(name, path=PLACES) is None]
-    return f"{', '.join(lacking)} not found (Debian: apt-get install slurm-wlm munge)" if lacking else ""
+    return (f"{', '.join(lacking)} not found (Debian: apt-get install slurm-wlm munge)"
+            if lacking else "")
 
 
 class Cluster:
-    """The daemons, started by ``start`` and stopped by ``stop``; ``environment`` leads commands to them."""
+    """The daemons, to ``start`` and to ``stop``; ``environment`` leads commands to them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,16 +77,18 @@ class Cluster:
         text = CONFIG.format(host=socket.gethostname(), user=getpass.getuser(), folder=self.folder,
                              controller=controller)
         for node, port in zip(NODES, ports, strict=True):
-            text += (f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs=1 "
-                     "RealMemory=1000\n")
+            text += (f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
+                     f"Port={port} CPUs=1 RealMemory=1000\n")
         text += f"PartitionName=toy Nodes={','.join(NODES)} Default=YES MaxTime=60 State=UP\n"
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "state").mkdir()
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
-        files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
-        self._daemon("munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *files)
+        files = [f"--{name}-file={self.folder}/munge.{name}"
+                 for name in ("key", "pid", "log", "seed")]
+        self._daemon("munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket",
+                     *files)
         self._until((self.folder / "munge.socket").exists)
         self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
         for node in NODES:
@@ -98,8 +102,8 @@ class Cluster:
         words = [shutil.which(command, path=PLACES) or command, *options]
         with (self.folder / f"{name or command}.out").open("wb") as out:
             self.daemons[name or command] = subprocess.Popen(
-                words, env=os.environ | self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True)
+                words, env=os.environ | self.environment, stdin=subprocess.DEVNULL, stdout=out,
+                stderr=out, start_new_session=True)
 
     def lose_node(self, node: str) -> None:
         """As if its power went: its daemon and every process of its jobs are killed at once."""
@@ -108,26 +112,28 @@ class Cluster:
                 process.kill()
 
     def _processes(self, node: str) -> list[psutil.Process]:
-        """The node's daemon, its jobs' managers, which leave the daemon's process tree, and all that they started."""
+        """The node's daemon, its jobs' managers, which leave its tree, and all their children."""
         log = str(self.folder / f"slurmd-{node}.log")  # which both hold open
         roots = []
         for process in psutil.process_iter(["name"]):
             if process.info["name"] in ("slurmd", "slurmstepd"):
                 with suppress(psutil.Error):
-                    roots += [process] if any(file.path == log for file in process.open_files()) else []
+                    logs = [file.path for file in process.open_files()]
+                    roots += [process] if log in logs else []
         for root in list(roots):
             with suppress(psutil.NoSuchProcess):
                 roots += root.children(recursive=True)
         return roots
 
     def ask(self, *words: str) -> str:
-        done = subprocess.run(words, env=os.environ | self.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, env=os.environ | self.environment, capture_output=True,
+                              text=True, check=False)
         return done.stdout
 
     def hurry(self) -> bool:
-        """Slurm lets jobs of a lost node wait for two minutes; let them begin. Whether there were any."""
-        held = self.ask("squeue", "--array", "--noheader", "--states=PENDING", "--format=%i %r").splitlines()
-        jobs = [line.split()[0] for line in held if line.endswith("BeginTime")]
+        """Slurm lets jobs of a lost node wait for two minutes; let them begin. Were there any?"""
+        held = self.ask("squeue", "--array", "--noheader", "--states=PENDING", "--format=%i %r")
+        jobs = [line.split()[0] for line in held.splitlines() if line.endswith("BeginTime")]
         for job in jobs:
             self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
         return bool(jobs)

@@ -37,7 +37,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The command of a Chromium; without one the test is skipped, or fails where a browser is required."""
+    """The command of a Chromium; without one the test is skipped, or fails where it is required."""
     command = browsers.find()
     if command:
         return command
@@ -66,6 +66,7 @@ def write_notebook(
     """A percent notebook: prose, a parameters cell, and the code."""
     path = folder / f"{name}.py"
     path.write_text(
-        f'{HEADER}# %% [markdown]\n{"# " + prose}\n\n# %% tags=["parameters"]\n{parameters}\n\n# %%\n{code}\n'
+        f'{HEADER}# %% [markdown]\n{"# " + prose}\n\n# %% tags=["parameters"]\n{parameters}\n\n'
+        f"# %%\n{code}\n"
     )
     return path

@@ -1,6 +1,8 @@
-"""A hub on this machine: it answers the hub's requests from a folder, so that the real loaders download and stream.
+"""A hub on this machine: it answers the hub's requests from a folder, so that the real loaders
+download and stream.
 
-``Hub.folder(repo)`` is where a repository's files are put; ``Hub.environment`` points a process at the hub.
+``Hub.folder(repo)`` is where a repository's files are put; ``Hub.environment`` points a process at
+the hub.
 """
 
 from __future__ import annotations
@@ -54,9 +56,11 @@ class Hub:
     def environment(self, home: Path, offline: bool = False) -> dict[str, str]:
         """This process's environment, with the hub here and its downloads under ``home``."""
         port = self._server.server_address[1]
-        own = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline)),
-               "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        unwanted = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN", "TRANSFORMERS_CACHE")
+        own = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home),
+               "HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_TELEMETRY": "1",
+               "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        unwanted = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE",
+                    "HF_TOKEN", "TRANSFORMERS_CACHE")
         return {name: value for name, value in os.environ.items() if name not in unwanted} | own
 
 
@@ -81,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.owner.asked.append(f"{self.command} {path}")
         if found := RESOLVE.fullmatch(path):
-            self._file(self.owner.place / ("datasets" if found["kind"] else "models") / found["repo"], found["path"])
+            kind = "datasets" if found["kind"] else "models"
+            self._file(self.owner.place / kind / found["repo"], found["path"])
         elif found := API.fullmatch(path):
             self._listing(found, body.decode())
         else:
@@ -96,7 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             begin, end, status = int(asked[1]), min(int(asked[2] or end), end), 206
         headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes",
-                   "Content-Length": str(end - begin + 1), "Content-Range": f"bytes {begin}-{end}/{size}"}
+                   "Content-Length": str(end - begin + 1),
+                   "Content-Range": f"bytes {begin}-{end}/{size}"}
         self._head(status, headers)
         if self.command == "GET":
             with path.open("rb") as file:
@@ -116,20 +122,24 @@ class _Handler(BaseHTTPRequestHandler):
             if not below.is_dir():
                 return self._missing("EntryNotFound")
             deep = "recursive=true" in self.path.lower()
-            self._json([_entry(folder, path) for path in sorted(below.rglob("*") if deep else below.iterdir())])
+            listed = below.rglob("*") if deep else below.iterdir()
+            self._json([_entry(folder, path) for path in sorted(listed)])
         elif asked["what"] == "paths-info":
-            names = json.loads(body)["paths"] if body.startswith("{") else re.findall(r"paths=([^&]+)", body)
+            names = (json.loads(body)["paths"] if body.startswith("{")
+                     else re.findall(r"paths=([^&]+)", body))
             paths = [folder / unquote(name) for name in names]
             self._json([_entry(folder, path) for path in paths if path.exists()])
         else:
             paths = sorted(path for path in folder.rglob("*") if path.is_file())
             files = [{"rfilename": str(path.relative_to(folder))} for path in paths]
-            self._json({"id": asked["repo"], "_id": "1", "sha": COMMIT, "private": False, "gated": False, "tags": [],
+            self._json({"id": asked["repo"], "_id": "1", "sha": COMMIT,
+                        "private": False, "gated": False, "tags": [],
                         "disabled": False, "downloads": 0, "likes": 0, "siblings": files})
 
     def _json(self, value: Any) -> None:
         text = json.dumps(value).encode()
-        self._head(200, {"Content-Type": "application/json", "Content-Length": str(len(text)), "X-Repo-Commit": COMMIT})
+        self._head(200, {"Content-Type": "application/json", "Content-Length": str(len(text)),
+                         "X-Repo-Commit": COMMIT})
         if self.command != "HEAD":
             self.wfile.write(text)
 
@@ -145,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _entry(folder: Path, path: Path) -> dict[str, Any]:
     own = {"path": str(path.relative_to(folder)), "oid": _etag(path)}
-    return own | ({"type": "directory"} if path.is_dir() else {"type": "file", "size": path.stat().st_size})
+    return own | ({"type": "directory"} if path.is_dir()
+                  else {"type": "file", "size": path.stat().st_size})
 
 
 def _etag(path: Path) -> str:

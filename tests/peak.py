@@ -1,4 +1,4 @@
-"""python -m tests.peak CONTEXTS FILE: survey that many contexts of 250 rows of 256 dimensions, print the peak."""
+"""python -m tests.peak CONTEXTS FILE: survey that many contexts of 250 rows, print the peak."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from darkmatter import activations, saes, survey
-from darkmatter.activations import Activations
-from darkmatter.corpus import Corpus
+from darkmatter import survey
+from darkmatter.models import activations
+from darkmatter.models.activations import Activations
+from darkmatter.saes import references
+from darkmatter.text.corpus import Corpus
 from tests import tiny
 
 D, ROWS = 256, 250
 
 
 def written(contexts: int, path: Path) -> Activations:
-    """Activations as the package reads them: bfloat16, mapped from a file that is never whole in memory."""
+    """Activations as the package reads them: bfloat16, mapped from a file never whole in memory."""
     with path.open("wb") as file:
         for seed in range(contexts):
             file.write(tiny.features(ROWS, D, seed).bfloat16().view(torch.uint8).numpy().tobytes())
@@ -28,11 +30,12 @@ def written(contexts: int, path: Path) -> Activations:
     owner = np.arange(contexts, dtype=np.int32) // 3
     names = tuple(f"plays/{i}" for i in range(owner[-1] + 1))
     text = Corpus(np.zeros((contexts, ROWS), np.int32), owner, names)
-    return Activations(torch.from_numpy(rows).view(torch.bfloat16), context, position, text, path.name, rows)
+    x = torch.from_numpy(rows).view(torch.bfloat16)
+    return Activations(x, context, position, text, path.name, rows)
 
 
 def peak_of(work: Callable[[], object]) -> float:
-    """The most memory in MB that the process held at once during ``work``, as the kernel counts it."""
+    """The most memory in MB that the process held at once during ``work``, by the kernel."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
     work()
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -41,10 +44,10 @@ def peak_of(work: Callable[[], object]) -> float:
 
 def main(contexts: int, path: Path) -> None:
     torch.set_num_threads(1)
-    of = written(contexts, path)
-    each, preset = tiny.loaded("toy", tiny.topk(256, 8, D)), tiny.preset(contexts=contexts)
-    activations.evaluation = lambda preset, loaded=None: of
-    saes.load = lambda ref, preset: each
+    acts = written(contexts, path)
+    sae, preset = tiny.loaded("toy", tiny.topk(256, 8, D)), tiny.preset(contexts=contexts)
+    activations.evaluation = lambda preset, loaded=None: acts
+    references.load_sae = lambda ref, preset: sae
     peak = peak_of(lambda: survey.run(preset))
     print(json.dumps({"peak": round(peak, 1), "x": round(path.stat().st_size / 2**20, 1)}))
 

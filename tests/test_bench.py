@@ -1,4 +1,4 @@
-"""The benchmarks: their timing, their baselines against other references, and every row at toy size."""
+"""The benchmarks: their timing, baselines against other references, every row at toy size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def test_ratios_are_taken_within_pairs_and_who_goes_first_alternates() -> None:
 def test_no_pair_begins_that_would_end_after_the_limit() -> None:
     times = timing.pairs(lambda: time.sleep(0.1), lambda: None, most=50, limit=0.35)
     assert 2 <= len(times.ours) <= 3
-    assert len(timing.pairs(lambda: time.sleep(0.1), lambda: None, most=50, limit=0).ours) == 1  # at least one
+    least = timing.pairs(lambda: time.sleep(0.1), lambda: None, most=50, limit=0)
+    assert len(least.ours) == 1
 
 
 def test_a_record_holds_the_median_ratio_and_its_spread() -> None:
@@ -66,7 +67,8 @@ def test_both_regressions_are_numpys_least_squares(monkeypatch: pytest.MonkeyPat
         e = error.double().numpy()
         b = np.linalg.lstsq(wide[:fit], e[:fit], rcond=None)[0]
         left, held = e[fit:] - wide[fit:] @ b, e[fit:] - e[fit:].mean(0)
-        expected.append([np.mean(1 - (left**2).sum(0) / (held**2).sum(0)), 1 - (left**2).sum() / (held**2).sum()])
+        expected.append([np.mean(1 - (left**2).sum(0) / (held**2).sum(0)),
+                         1 - (left**2).sum() / (held**2).sum()])
     assert np.min(expected) > 0.05 and np.max(expected) < 0.95  # partly linear
     np.testing.assert_allclose(regress.dense(given, x, errors, fit), expected, atol=1e-5)
     fitted, held = (regress._blocks(x, codes, *ends) for ends in ((0, fit), (fit, n)))
@@ -81,7 +83,7 @@ def test_sides_that_differ_are_not_timed() -> None:
 
 
 def test_the_streamed_side_reads_the_rows_that_the_dense_one_holds() -> None:
-    """In the processes that measure memory: a block that straddles the two parts of the rows is cut."""
+    """As memory is measured: a block that straddles the two parts of the rows is cut."""
     rows, d, found = data.BLOCK + 900, 5, {}
     for side in ("dense", "streamed"):
         with getattr(regress, f"peak_{side}")("cpu", rows, d, [32, 4]) as work:
@@ -125,7 +127,8 @@ def test_a_row_whose_fvu_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_survey_that_is_off_is_refused(own_cache: Path) -> None:
     own_cache.mkdir()
-    with passes.setting("cpu", "random", 40, [["topk", 48, 4]], kept=40, d=16, bootstrap=20) as what:
+    with passes.setting("cpu", "random", 40, [["topk", 48, 4]],
+                        kept=40, d=16, bootstrap=20) as what:
         result = what.survey()
         assert passes._check(what, result) < 1e-3
         with torch.no_grad():
@@ -137,17 +140,21 @@ def test_a_survey_that_is_off_is_refused(own_cache: Path) -> None:
 def test_the_shared_cache_is_left_alone(own_cache: Path) -> None:
     kept = own_cache / "activations" / "mine"
     kept.mkdir(parents=True)
-    with passes.setting("cpu", "random", 40, [["topk", 48, 4]], kept=40, d=16, bootstrap=20) as what:
+    with passes.setting("cpu", "random", 40, [["topk", 48, 4]],
+                        kept=40, d=16, bootstrap=20) as what:
         what.survey()
-    assert kept.exists() and not (own_cache / "surveys").exists() and not list((own_cache / "bench").glob("x-*"))
+    assert kept.exists() and not (own_cache / "surveys").exists()
+    assert not list((own_cache / "bench").glob("x-*"))
     assert passes.cache.root() == own_cache
 
 
 def test_a_text_begins_again_where_it_ends() -> None:
-    text = passes.corpus.Corpus(np.arange(6).reshape(3, 2), np.array([0, 0, 1]), ("news/a", "plays/b"))
+    text = passes.corpus.Corpus(np.arange(6).reshape(3, 2), np.array([0, 0, 1]),
+                                ("news/a", "plays/b"))
     longer = passes._first(text, 5)
     assert longer.tokens.tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]
-    assert longer.source.tolist() == [0, 0, 1, 2, 2] and longer.domains == ["news", "news", "plays", "news", "news"]
+    assert longer.source.tolist() == [0, 0, 1, 2, 2]
+    assert longer.domains == ["news", "news", "plays", "news", "news"]
     assert passes._first(text, 2).source.tolist() == [0, 0]
 
 
@@ -202,8 +209,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, *rows: str, broken: str = "") -> list[
     return called
 
 
-def test_an_interrupted_run_goes_on_and_a_failed_row_stops_no_other(tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_and_a_failed_row_stops_no_other(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = fake(monkeypatch, "a", "b", "c", broken="b")
     words = ["--shapes", "toy", "--out", str(tmp_path)]
     assert bench.main(words) == 1
@@ -215,7 +222,8 @@ def test_an_interrupted_run_goes_on_and_a_failed_row_stops_no_other(tmp_path: Pa
     assert called == ["a", "b", "c", "b"]  # only what is not there yet
     assert bench.main([*words, "--again", "--rows", "c"]) == 0
     assert called[-1] == "c"
-    assert bench.main([*words, "--again", "--limit", "0"]) == 0 and len(called) == 5  # nothing more is begun
+    # nothing more is begun
+    assert bench.main([*words, "--again", "--limit", "0"]) == 0 and len(called) == 5
 
 
 def test_a_failure_does_not_remove_a_figure_and_changed_sizes_are_measured_again(
@@ -232,8 +240,10 @@ def test_a_failure_does_not_remove_a_figure_and_changed_sizes_are_measured_again
     assert json.loads(path.read_text())["rows"]["toy / a"]["ratio"] == 2.0
 
 
-@pytest.mark.parametrize("words", [["--rows", "nothing"], ["--shapes", "toy", "--rows", "book"], ["--shapes", "huge"]])
-def test_what_there_is_not_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [["--rows", "nothing"], ["--shapes", "toy", "--rows", "book"],
+                                   ["--shapes", "huge"]])
+def test_what_there_is_not_is_refused(words: list[str], tmp_path: Path,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         bench.main([*words, "--out", str(tmp_path)])
     assert stopped.value.code == 2
@@ -255,6 +265,7 @@ def test_every_row_runs_at_toy_size(tmp_path: Path, own_cache: Path) -> None:
     assert {row["row"] for row in rows} == set(SHAPES["toy"])
     for row in rows:
         assert row["low"] <= row["ratio"] <= row["high"] and row["pairs"] >= 1
-        assert "over" in row or row["low"] > 0, "the power of a cost so small may come out as anything"
+        # The power of a cost so small may come out as anything.
+        assert "over" in row or row["low"] > 0
         assert all(point["seconds"] > 0 and point["mib"] >= 0 for point in row.get("points", []))
         assert row["versions"]["torch"] and row["sizes"]

@@ -54,16 +54,17 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     with cache.atomic(path) as temporary:
         temporary.write_text("new")
-    assert [each.name for each in tmp_path.iterdir()] == ["x.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
     assert path.read_text() == "new"
 
 
 def test_what_a_killed_writer_left_goes_when_it_is_a_day_old(tmp_path: Path) -> None:
-    old, young, other = (tmp_path / f".0123456{i}-{name}" for i, name in enumerate(["a.txt", "a.txt", "b.txt"]))
-    for each in (old, young, other):
-        each.mkdir()
-    for each in (old, other):
-        os.utime(each, (0, 0))
+    old, young, other = (tmp_path / name for name in (".01234560-a.txt", ".01234561-a.txt",
+                                                      ".01234562-b.txt"))
+    for path in (old, young, other):
+        path.mkdir()
+    for path in (old, other):
+        os.utime(path, (0, 0))
     with cache.atomic(tmp_path / "a.txt") as temporary:
         temporary.write_text("whole")
     assert not old.exists()
@@ -78,7 +79,7 @@ def test_a_directory_is_atomic_too(tmp_path: Path) -> None:
     with pytest.raises(KeyError), cache.atomic(tmp_path / "folder") as temporary:
         temporary.mkdir()
         raise KeyError
-    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["folder"]
     assert (tmp_path / "folder" / "file").read_text() == "two"
 
 
@@ -92,7 +93,9 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_place_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_place_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DARKMATTER_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DarkmatterError, match="DARKMATTER_CACHE"):

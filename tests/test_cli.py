@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import platform
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,9 +14,8 @@ from typing import Any
 
 import pytest
 
-import darkmatter
 from darkmatter import __main__ as cli
-from darkmatter import book
+from darkmatter.book import runner
 from darkmatter.errors import DarkmatterError
 
 RESULT: dict[str, Any] = {
@@ -24,7 +26,7 @@ RESULT: dict[str, Any] = {
     "r2_vector": float("nan"),
     "r2_vector_weighted": 0.5,
     "r2_norm": 0.8,
-    "norm_test": dict.fromkeys(cli.VECTORS, 0.9),
+    "norm_test": dict.fromkeys(("x", "sae", "error", "linear", "nonlinear"), 0.9),
     "n_fit": 1500,
     "n_eval": 900,
     "intervals": {"fvu": [0.19, 0.21], "norm_test": {"x": [0.88, 0.92]}},
@@ -36,7 +38,8 @@ def given(monkeypatch: pytest.MonkeyPatch, room: str, **functions: Any) -> None:
     """Put a stand-in in the place of a room that a command hands over to."""
     stand_in = types.SimpleNamespace(**functions)
     monkeypatch.setitem(sys.modules, f"darkmatter.{room}", stand_in)  # type: ignore[arg-type]
-    monkeypatch.setattr(darkmatter, room, stand_in, raising=False)
+    package, _, module = f"darkmatter.{room}".rpartition(".")
+    monkeypatch.setattr(importlib.import_module(package), module, stand_in, raising=False)
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,30 +57,12 @@ def test_decompose_prints_a_table_and_writes_json(
         return RESULT
 
     given(monkeypatch, "decomposition", decompose=decompose)
-    words = [
-        "decompose",
-        "--model",
-        "smollm2",
-        "--site",
-        "blocks.3.hook_resid_post",
-        "--sae",
-        "some/dir",
-        "--corpus",
-        "text.txt",
-        "--contexts",
-        "60",
-        "--json",
-        str(tmp_path / "out.json"),
-    ]
+    words = ["decompose", "--model", "smollm2", "--site", "blocks.3.hook_resid_post", "--sae",
+             "some/dir", "--corpus", "text.txt", "--contexts", "60", "--json",
+             str(tmp_path / "out.json")]
     assert cli.main(words) == 0
-    assert asked == {
-        "model": "smollm2",
-        "site": "blocks.3.hook_resid_post",
-        "sae": "some/dir",
-        "corpus": "text.txt",
-        "contexts": 60,
-        "context_length": None,
-    }
+    assert asked == {"model": "smollm2", "site": "blocks.3.hook_resid_post", "sae": "some/dir",
+                     "corpus": "text.txt", "contexts": 60, "context_length": None}
     shown = " ".join(capsys.readouterr().out.split())
     assert "FVU 0.200 [0.190, 0.210]" in shown
     assert "R² of the error vector – –" in shown
@@ -90,23 +75,10 @@ def test_decompose_prints_a_table_and_writes_json(
 
 def test_book_passes_on_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(book, "build", lambda *words, jobs, record: asked.extend([*words, jobs, record]))
-    words = [
-        "book",
-        "--jobs",
-        "3",
-        "--preset",
-        "smoke",
-        "--only",
-        "01_one",
-        "02_two",
-        "-p",
-        "contexts",
-        "30",
-        "-p",
-        "sae",
-        "a",
-    ]
+    monkeypatch.setattr(runner, "build", lambda *words, jobs, record: asked.extend(
+        [*words, jobs, record]))
+    words = ["book", "--jobs", "3", "--preset", "smoke", "--only", "01_one", "02_two",
+             "-p", "contexts", "30", "-p", "sae", "a"]
     assert cli.main(words) == 0
     assert asked == ["smoke", ["01_one", "02_two"], {"contexts": 30, "sae": "a"}, 3, False]
 
@@ -120,16 +92,13 @@ def test_book_passes_on_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_endings(
-    error: BaseException,
-    code: int,
-    sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException, code: int, sentence: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(book, "build", stop)
+    monkeypatch.setattr(runner, "build", stop)
     assert cli.main(["book"]) == code
     assert sentence in capsys.readouterr().err
 
@@ -145,3 +114,38 @@ def test_a_mistyped_command_is_told(words: list[str], capsys: pytest.CaptureFixt
 def test_an_unknown_preset_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["book", "--preset", "smolm2"]) == 2
     assert "did you mean 'smollm2'?" in capsys.readouterr().err
+
+
+def run(words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A command in a shell, as a user types it."""
+    command = f"set -o pipefail; {sys.executable} -u -m darkmatter {words}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, check=False,
+                          env=os.environ | environment)
+
+
+@pytest.mark.slow
+def test_a_reader_that_closes_the_pipe_hears_nothing() -> None:
+    done = run("presets | head -1")
+    assert done.stdout.count(b"\n") == 1 and done.stderr == b""
+
+
+@pytest.mark.slow
+def test_a_terminal_of_ascii_is_written_to() -> None:
+    done = run("presets; exit $?", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    told = run("book --preset 'fünf'", PYTHONIOENCODING="ascii")
+    assert told.returncode == 2 and b"There is no preset" in told.stderr
+
+
+def test_a_fault_of_the_program_asks_to_be_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(arguments: Any) -> None:
+        raise RuntimeError("what nobody thought of")
+
+    monkeypatch.setattr(cli, "_presets", broken)
+    broken.__doc__, broken.__name__ = "Broken.", "_presets"
+    assert cli.main(["presets"]) == 1
+    told = capsys.readouterr().err
+    assert "what nobody thought of" in told
+    assert told.endswith("this command: python -m darkmatter presets\n")

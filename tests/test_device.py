@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from darkmatter import activations, codes, pursuit, survey, training
-from darkmatter import trainer as trainers
-from darkmatter.preset import Training
+from darkmatter import survey
+from darkmatter.experiments import pursuit
+from darkmatter.models import activations
+from darkmatter.presets import Training
 from darkmatter.regression import Moments, solve
+from darkmatter.saes import codes, training
+from darkmatter.saes import trainer as trainers
 from tests import tiny
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
@@ -33,18 +36,17 @@ def test_regression() -> None:
 
 
 def test_survey(monkeypatch: pytest.MonkeyPatch) -> None:
-    acts, found = tiny.acts(), {}
+    acts, results = tiny.acts(), {}
     for device in ("cpu", "cuda"):
         sae = tiny.loaded(f"toy-{device}", tiny.topk())
         refs = tiny.surveyed(monkeypatch, acts, sae)
-        found[device] = survey.run(tiny.preset(device=device), refs, ("strict", "paper"))
-    rows = {device: result.rows.drop(columns=["sae", "note"]) for device, result in found.items()}
-    numbers = rows["cpu"].select_dtypes("number").columns
-    np.testing.assert_allclose(rows["cuda"][numbers].to_numpy(float), rows["cpu"][numbers].to_numpy(float),
-                               rtol=2e-4, atol=2e-4)
-    columns = list(survey.COLUMNS)
-    np.testing.assert_allclose(found["cuda"].tokens("toy-cuda")[columns], found["cpu"].tokens("toy-cpu")[columns],
-                               rtol=1e-3, atol=1e-2)
+        results[device] = survey.run(tiny.preset(device=device), refs, ("strict", "paper"))
+    rows = {device: result.rows.select_dtypes("number").to_numpy(float)
+            for device, result in results.items()}
+    np.testing.assert_allclose(rows["cuda"], rows["cpu"], rtol=2e-4, atol=2e-4)
+    tokens = {device: result.tokens(f"toy-{device}")[list(survey.COLUMNS)]
+              for device, result in results.items()}
+    np.testing.assert_allclose(tokens["cuda"], tokens["cpu"], rtol=1e-3, atol=1e-2)
 
 
 def test_codes() -> None:
@@ -63,19 +65,22 @@ def test_training_learns_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     records = {}
     for device in ("cpu", "cuda"):
         preset = replace(tiny.preset(device=device), training=recipe)
-        own = replace(stream, key=f"{stream.key}-{device}")  # an SAE is known by its stream, whatever trained it
-        monkeypatch.setattr(activations, "training", lambda preset, own=own: own)
+        # An SAE is known by its stream, whatever trained it.
+        renamed = replace(stream, key=f"{stream.key}-{device}")
+        monkeypatch.setattr(activations, "training", lambda preset, renamed=renamed: renamed)
         (folder,) = training.run(preset).values()
         records[device] = json.loads((Path(folder) / "record.json").read_text())
     assert records["cuda"]["fvu"] == pytest.approx(records["cpu"]["fvu"], rel=0.05)
     assert records["cuda"]["hardware"] != records["cpu"]["hardware"]
 
 
-def recording(folder: Path, silent: dict[int, slice], until: int, save_at: int = 0) -> trainers.Trainer:
+def recording(folder: Path, silent: dict[int, slice], until: int, save_at: int = 0
+              ) -> trainers.Trainer:
     """A trainer taken to a step; at some steps, latents are switched off: {step: which}."""
     x = tiny.acts(contexts=60).x
     recipe = Training(grid=((256, 4),), tokens=100 * 200, distinct_tokens=len(x), batch=200)
-    made = training._trainer(replace(tiny.preset(device="cuda"), training=recipe), x, str(folder), 256, 4, folder)
+    preset = replace(tiny.preset(device="cuda"), training=recipe)
+    made = trainers.trainer_of(preset, x, str(folder), 256, 4, folder)
     made.cfg.dead_feature_window = 2
     while made.n_training_steps < until:
         with torch.no_grad():
@@ -91,10 +96,13 @@ def same(ours: trainers.Trainer, theirs: trainers.Trainer, rtol: float, atol: fl
     assert torch.equal(ours.n_forward_passes_since_fired, theirs.n_forward_passes_since_fired)
     assert torch.equal(ours.act_freq_scores, theirs.act_freq_scores)
     for name, weight in theirs.sae.named_parameters():
-        torch.testing.assert_close(ours.sae.get_parameter(name), weight, rtol=rtol, atol=atol, msg=name)
+        torch.testing.assert_close(ours.sae.get_parameter(name), weight, rtol=rtol, atol=atol,
+                                   msg=name)
 
 
-def test_recorded_steps_are_those_taken_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_steps_are_those_taken_as_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     silent = {2: slice(0, 20), 12: slice(20, 120)}
     monkeypatch.setattr(trainers, "EVERY", 10)
     replayed = recording(tmp_path / "replayed", silent, 35)

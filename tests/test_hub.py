@@ -1,8 +1,8 @@
-"""The paper's models, SAEs and text in the hub's own layout, at toy sizes, through every real loader.
+"""The paper's models, SAEs and text in the hub's layout, at toy sizes, through the real loaders.
 
-The hub is a server on this machine (tests/hub.py): huggingface_hub downloads from it into a cache of its own,
-datasets streams from it, and the second time nothing is asked of it at all. sae-lens takes a Gemma Scope SAE's width
-from its id, so those files are full size, with random arrays.
+The hub is a server on this machine (tests/hub.py): huggingface_hub downloads from it into a cache
+of its own, datasets streams from it, and the second time nothing is asked of it at all. sae-lens
+takes a Gemma Scope SAE's width from its id, so those files are full size, with random arrays.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ import pytest
 import torch
 import yaml
 import zstandard
-from sae_lens.loading.pretrained_saes_directory import get_norm_scaling_factor, get_pretrained_saes_directory
+from sae_lens.loading.pretrained_saes_directory import (
+    get_norm_scaling_factor,
+    get_pretrained_saes_directory,
+)
 from transformers import AutoModelForCausalLM
 
-from darkmatter import cache, model
-from darkmatter import preset as presets
+from darkmatter import cache, presets
+from darkmatter.models import model
 from tests import formats, systems
 from tests.hub import Hub
-from tests.test_architectures import SYSTEMS, inside
+from tests.models.test_architectures import SYSTEMS, inside
 
 pytestmark = pytest.mark.slow
 HOME = Path(__file__).resolve().parents[1]
@@ -56,7 +59,8 @@ class Case:
     contexts: int = 30
 
     def words(self, out: Path) -> list[str]:
-        return ["--model", self.preset, "--corpus", self.preset, "--site", self.site, "--sae", self.sae, "--contexts",
+        return ["--model", self.preset, "--corpus", self.preset,
+                "--site", self.site, "--sae", self.sae, "--contexts",
                 str(self.contexts), "--context-length", str(LENGTH), "--json", str(out)]
 
     @property
@@ -75,7 +79,8 @@ LLAMA_SCALE = get_norm_scaling_factor("llama_scope_lxr_8x", "l1r_8x") or 1.0
 
 def llama_scope_sae(made: formats.Weights, x: np.ndarray) -> np.ndarray:
     """On x times the release's factor; the threshold takes the factor too (sae-lens)."""
-    w = {name: torch.from_numpy(values).bfloat16().double().numpy() for name, values in vars(made).items()}
+    w = {name: torch.from_numpy(values).bfloat16().double().numpy()
+         for name, values in vars(made).items()}
     before = LLAMA_SCALE * x @ w["W_enc"] + w["b_enc"]
     kept = np.where(before > LLAMA_SCALE * made.threshold[0], np.maximum(before, 0), 0)
     return (kept @ w["W_dec"] + w["b_dec"]) / LLAMA_SCALE
@@ -91,17 +96,23 @@ CASES = {
                            WIDE, formats.gemma_scope_sae, contexts=64),
     "gemma-2-2b attention": Case("gemma-2-2b", "blocks.1.attn.hook_z",
                                  "gemma-scope-2b-pt-att:layer_1/width_16k/average_l0_79",
-                                 formats.random(2048, 16_384, scale=20.0, l0=0.004), formats.gemma_scope_sae,
-                                 contexts=64),
-    "llama-3.1-8b residual": Case("llama-3.1-8b", "blocks.1.hook_resid_post", "llama_scope_lxr_8x:l1r_8x",
+                                 formats.random(2048, 16_384, scale=20.0, l0=0.004),
+                                 formats.gemma_scope_sae, contexts=64),
+    "llama-3.1-8b residual": Case("llama-3.1-8b", "blocks.1.hook_resid_post",
+                                  "llama_scope_lxr_8x:l1r_8x",
                                   formats.random(32, 256, scale=NORM, l0=0.1), llama_scope_sae),
-    "llama-3.1-8b, error linear in x": Case("llama-3.1-8b", "blocks.2.hook_resid_post", "llama_scope_lxr_8x:l2r_8x",
-                                            formats.scaled(32, 256, 0.75), lambda made, x: 0.75 * x),
+    "llama-3.1-8b, error linear in x": Case("llama-3.1-8b", "blocks.2.hook_resid_post",
+                                            "llama_scope_lxr_8x:l2r_8x",
+                                            formats.scaled(32, 256, 0.75),
+                                            lambda made, x: 0.75 * x),
     "gemma-3-270m residual": Case("gemma-3-270m", "blocks.5.hook_resid_post",
                                   "gemma-scope-2-270m-pt-res:layer_5_width_16k_l0_medium",
-                                  formats.random(32, 512, scale=8.0, l0=0.1), formats.gemma_scope_sae),
-    "gpt2-small residual": Case("gpt2-small", "blocks.8.hook_resid_pre", f"{LADDER}:blocks.8.hook_resid_pre_768",
-                                formats.random(32, 64, scale=NORM, l0=0.1, seed=64), formats.relu_sae),
+                                  formats.random(32, 512, scale=8.0, l0=0.1),
+                                  formats.gemma_scope_sae),
+    "gpt2-small residual": Case("gpt2-small", "blocks.8.hook_resid_pre",
+                                f"{LADDER}:blocks.8.hook_resid_pre_768",
+                                formats.random(32, 64, scale=NORM, l0=0.1, seed=64),
+                                formats.relu_sae),
 }
 
 
@@ -113,21 +124,23 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("hub")
     with Hub(place) as hub:
-        gemma2 = systems.gemma2(hidden_size=2304, intermediate_size=2560, num_attention_heads=8, num_key_value_heads=4,
-                                num_hidden_layers=2)
+        gemma2 = systems.gemma2(hidden_size=2304, intermediate_size=2560,
+                                num_attention_heads=8, num_key_value_heads=4, num_hidden_layers=2)
         models = {"google/gemma-2-2b": (gemma2, systems.gemma_tokenizer, "30MB"),
                   "google/gemma-3-270m": (systems.gemma3(), systems.gemma_tokenizer, "100KB"),
                   "meta-llama/Llama-3.1-8B": (systems.llama31(), systems.llama_tokenizer, "100KB"),
                   "gpt2": (systems.gpt2(), systems.gpt2_tokenizer, "100KB")}
         for repo, (model, tokenizer, most) in models.items():
             systems.save(model, tokenizer(), hub.folder(repo), shard=most)
-            assert len(list(hub.folder(repo).glob("model-*.safetensors"))) > 1, "sharded, as the real ones are"
+            shards = list(hub.folder(repo).glob("model-*.safetensors"))
+            assert len(shards) > 1, "as the real ones are"
         for case in CASES.values():
             publish(hub, case)
         for i in range(1, 8):  # the rest of the ladder
             folder = hub.folder(listed(LADDER, f"blocks.8.hook_resid_pre_{768 * 2**i}")[0])
             formats.sae_lens_5(folder / f"blocks.8.hook_resid_pre_{768 * 2**i}",
-                               formats.random(32, 64 + 16 * i, scale=NORM, l0=0.1, seed=i), "blocks.8.hook_resid_pre")
+                               formats.random(32, 64 + 16 * i, scale=NORM, l0=0.1, seed=i),
+                               "blocks.8.hook_resid_pre")
         shard(hub.folder("monology/pile-uncopyrighted", "datasets") / "train" / "00.jsonl.zst")
         yield hub
 
@@ -150,7 +163,8 @@ def shard(path: Path) -> None:
     """Documents of 20 to 400 words, compressed as the Pile's are."""
     rng = np.random.default_rng(0)
     texts = (" ".join(rng.choice(systems.WORDS, size)) for size in rng.integers(20, 400, 300))
-    lines = "".join(json.dumps({"text": text, "meta": {"pile_set_name": "Pile-CC"}}) + "\n" for text in texts)
+    lines = "".join(json.dumps({"text": text, "meta": {"pile_set_name": "Pile-CC"}}) + "\n"
+                    for text in texts)
     path.parent.mkdir()
     path.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
 
@@ -169,10 +183,11 @@ class Ran:
 
 
 def decompose(hub: Hub, folder: Path, names: list[str], offline: bool = False) -> Ran:
-    given = [(str(folder / name / "cache"), CASES[name].words(folder / name / "out.json")) for name in names]
+    given = [(str(folder / name / "cache"), CASES[name].words(folder / name / "out.json"))
+             for name in names]
     environment = hub.environment(folder / "home", offline) | {"OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", COMMANDS, json.dumps(given)], env=environment, cwd=HOME,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", COMMANDS, json.dumps(given)],
+                          env=environment, cwd=HOME, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
     return Ran(folder, int(done.stdout.rsplit("peak ", 1)[1]))
 
@@ -183,10 +198,11 @@ def ran(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def stored(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Activations [token, d], which of them were scored, and all tokens [context, position], as a run left them."""
+    """What a run left: activations [token, d], which were scored, tokens [context, position]."""
     rows, = (folder / "activations").glob("*/done.json")
     shape = json.loads(rows.read_text())["shape"]
-    x = torch.from_numpy(np.fromfile(rows.with_name("x.bf16"), np.int16).reshape(shape)).view(torch.bfloat16)
+    raw = np.fromfile(rows.with_name("x.bf16"), np.int16).reshape(shape)
+    x = torch.from_numpy(raw).view(torch.bfloat16)
     scored, = (folder / "surveys").glob("*/is_eval.npy")
     text, = (path for path in (folder / "tokens").glob("*.safetensors"))
     return x.double().numpy(), np.load(scored), (cache.load_arrays(text) or {})["tokens"]
@@ -203,7 +219,8 @@ def test_the_activations_are_transformers_own(hub: Hub, ran: Ran, name: str) -> 
     original = AutoModelForCausalLM.from_pretrained(hub.folder(preset.model), dtype=dtype).eval()
     makes = SYSTEMS[{"gemma3_text": "gemma-3", "gemma2": "gemma-2", "llama": "llama-3.1"}.get(
         original.config.model_type, "gpt2")]
-    expected = inside(makes, original, tokens[:2])[case.site][:, preset.first_kept:LENGTH - 1].flatten(0, 1)
+    there = inside(makes, original, tokens[:2])[case.site]
+    expected = there[:, preset.first_kept:LENGTH - 1].flatten(0, 1)
     expected = expected - expected.mean(-1, keepdim=True) if preset.centre else expected
     found = torch.from_numpy(x[:len(expected)])
     assert len(x) == case.contexts * (LENGTH - 1 - preset.first_kept), "no special token inside"
@@ -213,7 +230,7 @@ def test_the_activations_are_transformers_own(hub: Hub, ran: Ran, name: str) -> 
 
 @pytest.mark.parametrize("name", CASES)
 def test_known_answers(ran: Ran, name: str) -> None:
-    """The SAE by its format's own formula, and least squares by a QR decomposition, both in float64."""
+    """The SAE by its format's own formula, and least squares by QR, both in float64."""
     case, result = CASES[name], ran.result(name)
     x, scored, _ = stored(ran.folder / name / "cache")
     error = x - case.reconstruct(case.made, x)
@@ -234,7 +251,8 @@ def reference(x: np.ndarray, error: np.ndarray, scored: np.ndarray) -> dict[str,
     left, target, x = (target - a @ solved)[scored], target[scored], x[scored]
     variance = ((x - x.mean(0)) ** 2).sum()
     r2 = 1 - (left**2).sum(0) / ((target - target.mean(0)) ** 2).sum(0)
-    return {"fvu": (target[:, :-1] ** 2).sum() / variance, "fvu_nonlinear": (left[:, :-1] ** 2).sum() / variance,
+    return {"fvu": (target[:, :-1] ** 2).sum() / variance,
+            "fvu_nonlinear": (left[:, :-1] ** 2).sum() / variance,
             "r2_vector": float(r2[:-1].mean()), "r2_norm": float(r2[-1])}
 
 
@@ -246,7 +264,7 @@ def test_an_error_that_is_linear_in_x_is_found_to_be(ran: Ran) -> None:
 
 
 def test_memory_of_a_full_size_survey(ran: Ran) -> None:
-    """A site of 2,304 with 16,384 latents: under 3 GB beside the SAE's weights, with the model and the libraries."""
+    """2,304 dimensions, 16,384 latents: under 3 GB beside the SAE, with model and libraries."""
     made = CASES["gemma-2-2b residual"].made
     assert ran.peak - sum(values.nbytes for values in vars(made).values()) < 3e9
 
@@ -268,16 +286,20 @@ def test_once_downloaded_nothing_is_asked_of_the_hub(hub: Hub, ran: Ran) -> None
 # ---- the book ----
 
 @pytest.mark.parametrize("chapter", ["02_norm", "04_scaling"])
-def test_a_chapter_on_the_published_ladder(hub: Hub, ran: Ran, chapter: str, tmp_path: Path) -> None:
+def test_a_chapter_on_the_published_ladder(hub: Hub, ran: Ran,
+                                           chapter: str, tmp_path: Path) -> None:
     """The preset gpt2-small on fewer and shorter contexts: a preset is all that differs."""
     fields = yaml.safe_load((presets.FOLDER / "gpt2-small.yaml").read_text())
     small = tmp_path / "gpt2-toy.yaml"
-    small.write_text(yaml.safe_dump(fields | {"contexts": 30, "context_length": LENGTH, "bootstrap": 50}))
-    environment = hub.environment(ran.folder / "home") | {"DARKMATTER_RECORD": str(tmp_path / "record.json"),
-                                                         "DARKMATTER_CACHE": str(ran.folder / "book")}
-    words = [str(HOME / "notebooks" / f"{chapter}.ipynb"), str(tmp_path / "out.ipynb"), "-p", "preset", str(small)]
-    done = subprocess.run([sys.executable, "-m", "papermill", *words], env=environment, cwd=HOME, capture_output=True,
-                          text=True, check=False)
+    small.write_text(yaml.safe_dump(fields | {"contexts": 30,
+                                              "context_length": LENGTH, "bootstrap": 50}))
+    environment = hub.environment(ran.folder / "home") | {
+        "DARKMATTER_RECORD": str(tmp_path / "record.json"),
+        "DARKMATTER_CACHE": str(ran.folder / "book")}
+    words = [str(HOME / "notebooks" / f"{chapter}.ipynb"), str(tmp_path / "out.ipynb"),
+             "-p", "preset", str(small)]
+    done = subprocess.run([sys.executable, "-m", "papermill", *words],
+                          env=environment, cwd=HOME, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "record.json").read_text())
     ladder = [f"{LADDER}:blocks.8.hook_resid_pre_{768 * 2**i}" for i in range(8)]

@@ -1,7 +1,8 @@
-"""``pip install .`` into an empty environment brings what the core needs, and the core runs there without extras."""
+"""``pip install .`` into an empty environment brings what the core needs, and it runs there."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -44,11 +45,17 @@ def test_the_wheel_alone_runs_the_core(tmp_path: Path) -> None:
                               capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
 
-    pip(sys.executable, "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(HOME))
+    # Building leaves files beside the source, so it is a copy that is built.
+    shutil.copytree(HOME / "darkmatter", tmp_path / "source" / "darkmatter")
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(HOME / name, tmp_path / "source")
+    pip(sys.executable, "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(tmp_path / "source"))
     (wheel,) = tmp_path.glob("darkmatter-*.whl")
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    pip(python, "install", "-q", "torch==2.13.0", str(wheel))  # the version of the book, which may lie on disk
-    done = subprocess.run([python, "-c", LINES], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # The version of torch is the book's, which may lie on disk.
+    pip(python, "install", "-q", "torch==2.13.0", str(wheel))
+    done = subprocess.run([python, "-c", LINES], cwd=tmp_path, capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "[" in done.stdout and (tmp_path / "result.json").exists()

@@ -1,4 +1,4 @@
-"""What a person names is never destroyed: directories, inputs, links and pipes, and a file where the disk refuses."""
+"""What a person names is never destroyed: directories, inputs, links, pipes, what a file held."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from darkmatter import __main__ as cli
-from darkmatter import decomposition, outputs, saes
+from darkmatter import decomposition, outputs
 from darkmatter.errors import DarkmatterError
+from darkmatter.saes import references
 from tests import tiny
 
 
@@ -21,7 +22,7 @@ def test_a_file_is_written_and_its_mode_stays(tmp_path: Path) -> None:
     path.chmod(0o640)
     outputs.write_json(path, {"a": 2})
     assert path.read_text() == '{\n "a": 2\n}\n' and path.stat().st_mode & 0o777 == 0o640
-    assert [each.name for each in path.parent.iterdir()] == ["out.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["out.json"]
 
 
 def test_links_and_pipes_are_written_through(tmp_path: Path) -> None:
@@ -37,7 +38,9 @@ def test_links_and_pipes_are_written_through(tmp_path: Path) -> None:
     assert heard == ["words"] and (tmp_path / "pipe").is_fifo()
 
 
-def test_what_was_there_stays_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_there_stays_where_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "out.json"
     path.write_text("old")
 
@@ -62,7 +65,8 @@ def test_a_place_that_will_not_do_is_told_before_anything_is_computed(
     sae, other = tmp_path / "sae", tmp_path / "other.txt"
     sae.mkdir()
     other.write_text("words")
-    words = ["decompose", "--site", "blocks.0.hook_resid_post", "--sae", str(sae), "--corpus", str(text), option]
+    words = ["decompose", "--site", "blocks.0.hook_resid_post", "--sae", str(sae),
+             "--corpus", str(text), option]
     for place, sentence in ((folder, "is a directory: give the name of a file in it"),
                             (text, "would be written over what is read"),
                             (sae / "cfg.json", "would be written over what is read"),
@@ -74,17 +78,17 @@ def test_a_place_that_will_not_do_is_told_before_anything_is_computed(
 
 def test_an_export_replaces_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = {"one": tiny.loaded("one", tiny.topk()), "two": tiny.loaded("two", tiny.topk())}
-    monkeypatch.setattr(saes, "load", lambda ref, preset: opened[ref])
-    own = tmp_path / "two"
-    own.mkdir()
-    (own / "weights").write_text("mine")
+    monkeypatch.setattr(references, "load_sae", lambda ref, preset: opened[ref])
+    taken = tmp_path / "two"
+    taken.mkdir()
+    (taken / "weights").write_text("mine")
     with pytest.raises(DarkmatterError, match="two is there already, and is not written over"):
-        saes.export(tiny.preset(saes=("one", "two")), tmp_path)
-    assert (own / "weights").read_text() == "mine" and not (tmp_path / "one").exists()
+        references.export(tiny.preset(saes=("one", "two")), tmp_path)
+    assert (taken / "weights").read_text() == "mine" and not (tmp_path / "one").exists()
 
 
 def test_an_empty_name_is_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of an SAE that is a directory and has no prefix; else nothing could be written beside one's work."""
+    """As of an SAE that is a directory: else no result could be written beside one's work."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sae").mkdir()
     assert outputs.check("result.json", ["", "sae", "release:none"]) == Path("result.json")

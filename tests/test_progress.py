@@ -55,7 +55,9 @@ def test_the_runner_reads_how_far_a_loop_is(clock: Clock, file: Path) -> None:
     assert progress.read(file) == ("", 0.0)
 
 
-def test_what_was_done_before_counts_for_the_place_but_not_for_the_time(clock: Clock, file: Path) -> None:
+def test_what_was_done_before_counts_for_the_place_but_not_for_the_time(
+    clock: Clock, file: Path
+) -> None:
     with progress.bar(None, "forward pass", "contexts", total=10, initial=4) as bar:
         clock.now += 6
         bar.update(3)
@@ -63,8 +65,9 @@ def test_what_was_done_before_counts_for_the_place_but_not_for_the_time(clock: C
 
 
 def test_the_file_is_written_once_a_second(clock: Clock, file: Path) -> None:
-    said = [progress.read(file).text for _ in loop(clock, 10, 0.4)]
-    assert list(dict.fromkeys(said)) == ["", *(f"forward pass {n} of 10 contexts" for n in (3, 6, 9))]
+    texts = [progress.read(file).text for _ in loop(clock, 10, 0.4)]
+    written = [f"forward pass {n} of 10 contexts" for n in (3, 6, 9)]
+    assert list(dict.fromkeys(texts)) == ["", *written]
 
 
 @pytest.mark.parametrize("content", ["", "[", "[\"forward pass"], ids=["empty", "begun", "cut"])
@@ -85,18 +88,23 @@ def test_in_a_log_each_half_minute(clock: Clock, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
-def test_on_a_terminal_in_place_below_what_is_said(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_in_place_below_what_is_said(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     for i in loop(clock, 3, 5.0):
         if i == 2:
             progress.say("a checkpoint")
-    assert "forward pass: 2 of 3 contexts |" in terminal.getvalue() and "| 00:05 left" in terminal.getvalue()
+    assert "forward pass: 2 of 3 contexts |" in terminal.getvalue()
+    assert "| 00:05 left" in terminal.getvalue()
     assert "a checkpoint\n" in terminal.getvalue()
     assert terminal.getvalue().count("\n") == 1  # no bar stays
 
 
-def test_beside_other_processes_a_terminal_is_a_log(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_other_processes_a_terminal_is_a_log(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(progress.bar, "in_place", True)
@@ -105,4 +113,5 @@ def test_beside_other_processes_a_terminal_is_a_log(clock: Clock, monkeypatch: p
         if i == 2:
             progress.say("a checkpoint")
     assert terminal.getvalue() == (
-        "forward pass: 2 of 4 contexts, 00:40 left\na checkpoint\nforward pass: 4 of 4 contexts, 00:00 left\n")
+        "forward pass: 2 of 4 contexts, 00:40 left\na checkpoint\n"
+        "forward pass: 4 of 4 contexts, 00:00 left\n")

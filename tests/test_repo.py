@@ -1,8 +1,9 @@
-"""What is true of the repository as a whole: clean code, pairs in sync, no way to run what a file says."""
+"""What is true of the whole repository: clean code, pairs in sync, no file that can run code."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import shutil
 import subprocess
@@ -11,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from darkmatter import pairs
+from darkmatter.book import pairs
 
 HOME = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((HOME / "notebooks").glob("*.py"))
+FLOORS = 8
 
 
 def test_lint() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "."], cwd=HOME, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=HOME,
+                          capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
@@ -38,7 +39,7 @@ def test_the_pairs_agree_and_hold_no_outputs() -> None:
 
 @pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_begins_with_its_parameters(source: Path) -> None:
-    """Typed and commented, the preset first, and 'smoke': a cell answers in seconds while one edits."""
+    """Typed and commented; the preset first, 'smoke', so that a cell answers in seconds."""
     code = [cell for cell in pairs.read(source).cells if cell.cell_type == "code"]
     assert "parameters" in code[0].metadata.get("tags", [])
     lines = code[0].source.splitlines()
@@ -49,46 +50,102 @@ def test_a_notebook_begins_with_its_parameters(source: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_code_of_a_chapter_teaches(source: Path) -> None:
+    """Cells are short, most of the code is seen, and no sentence is made of branches."""
+    lines, hidden = 0, 0
+    for cell in pairs.read(source).cells:
+        if cell.cell_type == "code":
+            count = sum(bool(line.strip()) for line in cell.source.splitlines())
+            assert count <= 40, cell.source
+            lines += count
+            hidden += count * any(tag.startswith(("hide", "remove"))
+                                  for tag in cell.metadata.get("tags", []))
+            for node in ast.walk(ast.parse(cell.source)):
+                inside = ast.walk(node) if isinstance(node, ast.JoinedStr) else ()
+                assert not any(isinstance(part, ast.IfExp) for part in inside), ast.unparse(node)
+    assert hidden <= 0.4 * lines, f"{hidden} of {lines} lines of code are hidden"
+
+
 def test_nothing_can_run_what_a_file_says() -> None:
     unsafe = re.compile(
-        r"import pickle|pickle\.load|allow_pickle=True|yaml\.load\(|weights_only=False|(?<!\.)\beval\("
+        r"import pickle|pickle\.load|allow_pickle=True|yaml\.load\(|weights_only=False"
+        r"|(?<!\.)\beval\("
     )
-    for path in [*(HOME / "darkmatter").glob("*.py"), *NOTEBOOKS]:
+    for path in [*(HOME / "darkmatter").rglob("*.py"), *NOTEBOOKS]:
         assert not unsafe.search(path.read_text(encoding="utf-8")), path
 
 
-BASE = ["errors", "outputs", "progress", "cache", "precision", "releases", "preset"]
-MEASURING = ["pile", "library", "repeats", "corpus", "packaged", "model", "topk", "trainer", "activations", "training",
-             "saes", "codes", "regression", "survey", "convergence", "sensitivity", "decomposition",
-             "baselines", "scaling", "sizes", "plan"]
-EXPERIMENTS = ["parts", "onerror", "windows", "interpret", "scorers", "pertoken", "theory", "synthetic", "components",
-               "downstream", "pursuit"]
-SHOWING = ["records", "figures", "report", "reference", "remaining", "pairs", "pages", "recorded", "execution", "book",
-           "cells", "local", "slurm", "grid"]
-ROOMS = [*BASE, *MEASURING, *EXPERIMENTS, *SHOWING, "evaluator"]
+PACKAGE = HOME / "darkmatter"
+# A room imports rooms before it in the list, and none after it; only a call may reach further.
+ROOMS = ["errors", "progress", "cache", "outputs", "inputs", "regression", "evaluator", "presets",
+         "text", "models", "saes", "survey", "plan", "decomposition", "experiments", "book"]
 
 
-def test_the_rooms_import_one_way() -> None:
-    """A room imports rooms before it in the list and none after it; only a call may reach further."""
-    for path in (HOME / "darkmatter").glob("[!_]*.py"):
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-        froms = [node for node in body if isinstance(node, ast.ImportFrom) and node.level]
-        used = {(node.module or alias.name).split(".")[0] for node in froms for alias in node.names}
-        assert path.stem in ROOMS, "a new room needs its place in the list"
-        later = used & set(ROOMS[ROOMS.index(path.stem) + 1 :])
-        assert not later, f"{path.stem} imports {later}"
+def _imports(path: Path) -> set[Path]:
+    """Files of the package that a file imports as it is imported itself."""
+    froms = [node for node in ast.parse(path.read_text(encoding="utf-8")).body
+             if isinstance(node, ast.ImportFrom) and node.level]
+    found = set()
+    for node in froms:
+        base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        for place in (base, *(base / alias.name for alias in node.names)):
+            files = place.with_suffix(".py"), place / "__init__.py"
+            found |= {file for file in files if file.exists()}
+    return {file for file in found if file.parent not in path.parents or file.stem != "__init__"}
 
 
-def test_inside_the_core_imports_go_one_way() -> None:
-    """And the core imports nothing of the package but its exception, and what writes files."""
-    order = ["splits", "moments", "scores", "draws", "passes", "decompose", "__init__"]
-    files = {path.stem: path for path in (HOME / "darkmatter" / "regression").glob("*.py")}
-    assert files.keys() == set(order)
-    for name, path in files.items():
-        froms = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
-        assert {node.module for node in froms if node.level == 2} <= {"errors", "outputs"}
-        inside = {str(node.module) for node in froms if node.level == 1}
-        assert inside <= set(order[:order.index(name)]), name
+FILES = sorted(PACKAGE.rglob("*.py"))
+GRAPH = {path: _imports(path) for path in FILES if path != PACKAGE / "__init__.py"}
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", GRAPH, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_rooms_below_its_own(path: Path) -> None:
+    if path.stem == "__main__":
+        return
+    assert _room(path) in ROOMS, "a new room needs its place in the list"
+    above = {_room(other) for other in GRAPH[path]} - set(ROOMS[:ROOMS.index(_room(path)) + 1])
+    assert not above, f"{path} imports {above}"
+
+
+def test_the_house_has_few_floors_and_no_circle() -> None:
+    """The longest chain of imports; ``graphlib`` raises where files import in a circle."""
+    floor: dict[Path, int] = {}
+    for path in graphlib.TopologicalSorter(GRAPH).static_order():
+        floor[path] = 1 + max((floor[below] for below in GRAPH.get(path, ())), default=0)
+    highest = max(floor, key=lambda path: floor[path])
+    assert floor[highest] <= FLOORS, f"{highest} stands on floor {floor[highest]}"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}),
+                         ids=lambda path: path.name)
+def test_a_folder_can_be_overlooked(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= 12
+
+
+def test_the_core_knows_tensors_and_nothing_else() -> None:
+    """It imports nothing of the package but its exception, and what writes files."""
+    outside = {_room(file) for path, files in GRAPH.items() for file in files
+               if _room(path) == "regression"}
+    assert outside <= {"regression", "errors", "outputs"}
+
+
+def test_no_module_reaches_for_anothers_private_names() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                private = [a.name for a in node.names
+                           if a.name.startswith("_") and a.name != "__version__"]
+                assert not private, f"{path} imports {private}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                modules = {file.stem for file in GRAPH.get(path, ())}
+                inner = node.attr.startswith("_") and not node.attr.startswith("__")
+                reached = f"{path}: {node.value.id}.{node.attr}"
+                assert not (inner and node.value.id in modules), reached
 
 
 def test_sync_brings_a_pair_together(home: Path) -> None:
@@ -104,10 +161,12 @@ def test_sync_brings_a_pair_together(home: Path) -> None:
     edited = (
         notebook.read_text()
         .replace("Words", "Better words")
-        .replace('"outputs": []', '"outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}]')
+        .replace('"outputs": []',
+                 '"outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}]')
     )
     notebook.write_text(edited)
-    assert pairs.out_of_sync(folder) == ["01_one.ipynb is not what 01_one.py says, or holds outputs"]
+    assert pairs.out_of_sync(folder) == [
+        "01_one.ipynb is not what 01_one.py says, or holds outputs"]
     pairs.sync(folder)
     assert pairs.out_of_sync(folder) == []
     assert "# Better words" in text.read_text()

@@ -14,12 +14,13 @@ import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor, nn
 
-from darkmatter import activations, saes
-from darkmatter.activations import Activations
-from darkmatter.corpus import Corpus
-from darkmatter.preset import Preset
-from darkmatter.saes import LoadedSAE
+from darkmatter.models import activations
+from darkmatter.models.activations import Activations
+from darkmatter.presets import Preset
+from darkmatter.saes import references
+from darkmatter.saes.loaded import LoadedSAE
 from darkmatter.survey import SurveyResult
+from darkmatter.text.corpus import Corpus
 
 D = 16
 FIRST = 16  # the first kept position
@@ -28,22 +29,25 @@ SITE = "blocks.0.hook_resid_post"
 
 def preset(**fields: Any) -> Preset:
     """A preset that no test runs a model of."""
-    own: dict[str, Any] = {"name": "tiny", "model": "toy", "device": "cpu", "site": SITE, "saes": ("toy",),
-                           "bootstrap": 100, "contexts": 60, "context_length": 64}
-    return Preset(**(own | fields))
+    usual: dict[str, Any] = {"name": "tiny", "model": "toy", "device": "cpu", "site": SITE,
+                             "saes": ("toy",), "bootstrap": 100, "contexts": 60,
+                             "context_length": 64}
+    return Preset(**(usual | fields))
 
 
 def features(n: int, d: int = D, seed: int = 0) -> Tensor:
-    """Rows x = μ + Σ w_i y_i + a little noise: sparse non-negative weights on three times as many directions."""
+    """Rows x = μ + Σ w_i y_i + a little noise: sparse weights w_i ≥ 0 on 3d directions."""
     g = torch.Generator().manual_seed(seed)
     directions = nn.functional.normalize(torch.randn(3 * d, d, generator=g), dim=1)
-    weights = torch.empty(n, 3 * d).exponential_(generator=g) * (torch.rand(n, 3 * d, generator=g) < 0.1)
-    return 2 * weights @ directions + 0.1 * torch.randn(n, d, generator=g) + torch.linspace(-1, 3, d)
+    sizes = torch.empty(n, 3 * d).exponential_(generator=g)
+    weights = sizes * (torch.rand(n, 3 * d, generator=g) < 0.1)
+    noise = 0.1 * torch.randn(n, d, generator=g)
+    return 2 * weights @ directions + noise + torch.linspace(-1, 3, d)
 
 
-def acts(x: Tensor | None = None, contexts: int = 60, sources: int = 30, lengths: Sequence[int] | None = None,
-         seed: int = 0) -> Activations:
-    """Activations [token, d] in contexts of equal numbers of rows (or ``lengths``) that belong to ``sources``."""
+def acts(x: Tensor | None = None, contexts: int = 60, sources: int = 30,
+         lengths: Sequence[int] | None = None, seed: int = 0) -> Activations:
+    """Activations [token, d] in contexts of ``sources``, all of one length or of ``lengths``."""
     rng = np.random.default_rng(seed)
     if x is None:
         x = features(sum(lengths) if lengths is not None else contexts * 40, seed=seed)
@@ -55,7 +59,8 @@ def acts(x: Tensor | None = None, contexts: int = 60, sources: int = 30, lengths
     owner = np.sort(np.arange(len(counts)) % sources).astype(np.int32)
     names = tuple(f"{'plays' if i % 2 else 'news'}/{i}" for i in range(sources))
     stored = x.to(torch.bfloat16)
-    key = hashlib.sha256(stored.view(torch.uint8).numpy().tobytes() + counts.tobytes()).hexdigest()[:16]
+    content = stored.view(torch.uint8).numpy().tobytes() + counts.tobytes()
+    key = hashlib.sha256(content).hexdigest()[:16]
     return Activations(stored, context, position, Corpus(tokens, owner, names), key)
 
 
@@ -92,11 +97,12 @@ def topk(width: int = 32, k: int = 4, d: int = D, seed: int = 0, **config: Any) 
     return sae.eval()
 
 
-def surveyed(monkeypatch: pytest.MonkeyPatch, of: Activations, *opened: LoadedSAE) -> tuple[str, ...]:
+def surveyed(monkeypatch: pytest.MonkeyPatch, stored: Activations, *saes: LoadedSAE
+             ) -> tuple[str, ...]:
     """Let the survey find these activations and SAEs; returns the SAEs' references."""
-    known = {each.ref: each for each in opened}
-    monkeypatch.setattr(activations, "evaluation", lambda preset, loaded=None: of)
-    monkeypatch.setattr(saes, "load", lambda ref, preset: known[ref])
+    known = {sae.ref: sae for sae in saes}
+    monkeypatch.setattr(activations, "evaluation", lambda preset, loaded=None: stored)
+    monkeypatch.setattr(references, "load_sae", lambda ref, preset: known[ref])
     return tuple(known)
 
 

@@ -1,9 +1,9 @@
-"""``kill -9`` at random moments, many times, then a normal run: the same files as of a run that nobody disturbed.
+"""``kill -9`` at random moments, many times, then a normal run: the files of an undisturbed run.
 
     python -m tests.torture [book train survey] [--preset smoke] [--kills 20] [--seed 0]
 
-works on a copy of the package, in a temporary directory, with caches of its own. Half of the kills hit the command
-alone and leave what it started to find that out, the others hit all at once.
+works on a copy of the package, in a temporary directory, with caches of its own. Half of the kills
+hit the command alone and leave what it started to find that out, the others hit all at once.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from darkmatter import cache
 
 HOME = Path(__file__).resolve().parents[1]
 COMMANDS = {name: ("-m", "darkmatter", name) for name in ("book", "train", "survey")}
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "_build", "artifacts", "__pycache__", ".*_cache", "*.egg-info")
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "_build", "artifacts", "__pycache__",
+                                  ".*_cache", "*.egg-info")
 TIMES = {"seconds", "seconds_cover_tokens", "started", "wall_seconds", "peak_memory_gib"}
-TIMED = {"10_downstream", "11_pursuit", "17_speed", "90_provenance"}  # notebooks whose tables show how long things took
+# Notebooks whose tables show how long things took.
+TIMED = {"10_downstream", "11_pursuit", "17_speed", "90_provenance"}
 
 
 @dataclass
@@ -56,11 +58,12 @@ class Place:
         (self.home / "artifacts").symlink_to(HOME / "artifacts")
 
     def start(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"PYTHONPATH": str(self.home), "DARKMATTER_CACHE": str(self.cache),
-                                    "OMP_NUM_THREADS": "1"}  # two at once would fight for the cores
+        variables = {"PYTHONPATH": str(self.home), "DARKMATTER_CACHE": str(self.cache),
+                     "OMP_NUM_THREADS": "1"}  # two at once would fight for the cores
         with (self.folder / "log.txt").open("ab") as log:
-            return subprocess.Popen([sys.executable, *words], cwd=self.home, env=environment, stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                [sys.executable, *words], cwd=self.home, env=os.environ | variables,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def finish(self, words: Sequence[str]) -> None:
         if self.start(words).wait():
@@ -81,9 +84,9 @@ def undisturbed(place: Place, words: Sequence[str]) -> tuple[float, float]:
     return first, time.monotonic() - begun
 
 
-def disturbed(place: Place, words: Sequence[str], kills: int, rng: random.Random, window: tuple[float, float]
-              ) -> int:
-    """Kill ``kills`` runs, each after a random time; whenever one ends before, begin again with nothing.
+def disturbed(place: Place, words: Sequence[str], kills: int, rng: random.Random,
+              window: tuple[float, float]) -> int:
+    """Kill ``kills`` runs, each after a random time; where one ends before, begin with nothing.
 
     At last one normal run. Returns how often a run ended before its kill.
     """
@@ -120,19 +123,22 @@ def kill(process: subprocess.Popen[bytes], alone: bool) -> None:
 # What must be the same
 
 def results(place: Place) -> dict[str, Any]:
-    """Digests of every finished file of a cache, and metrics, claims and tables of the notebooks, without times."""
-    found = {str(path.relative_to(place.cache)): digest(path, place) for path in finished(place.cache)}
+    """Digests of a cache's finished files; metrics, claims and tables of notebooks, untimed."""
+    found = {str(path.relative_to(place.cache)): digest(path, place)
+             for path in finished(place.cache)}
     for path in sorted((place.home / "_build/records").rglob("*.json")):
         record = json.loads(path.read_text())
-        found[f"record {path.stem}"] = [untimed(record[name]) for name in ("metrics", "claims", "parameters")]
+        parts = ("metrics", "claims", "parameters")
+        found[f"record {path.stem}"] = [untimed(record[name]) for name in parts]
     for path in sorted((place.home / "_build/runs").rglob("executed.ipynb")):
         name = path.parent.parent.name
-        found[f"tables of {name}"] = [] if name in TIMED else list(tables(json.loads(path.read_text())))
+        shown = tables(json.loads(path.read_text()))
+        found[f"tables of {name}"] = [] if name in TIMED else list(shown)
     return found
 
 
 def finished(folder: Path) -> Iterator[Path]:
-    """Files that count: neither locks, nor measured speeds, nor temporary ones, nor checkpoints of a done training."""
+    """Files that count: no locks, measured speeds, temporary ones, or old checkpoints."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") or part.endswith(".work") for part in parts)
@@ -143,14 +149,17 @@ def finished(folder: Path) -> Iterator[Path]:
 def digest(path: Path, place: Place) -> Any:
     if path.suffix == ".svg":
         return drawn(path.read_text())
-    if path.suffix != ".json" or path.name == "sha256.json":
-        return cache.sha256(path) if path.name != "sha256.json" else sorted(json.loads(path.read_text()))
+    if path.name == "sha256.json":
+        return sorted(json.loads(path.read_text()))
+    if path.suffix != ".json":
+        return cache.sha256(path)
     return untimed(json.loads(path.read_text().replace(str(place.folder), "")))
 
 
 def drawn(picture: str) -> str:
-    """A picture's text without the names that plotly draws at random for the figure and for each trace."""
-    for i, name in enumerate(dict.fromkeys(re.findall(r'(?:"defs-|trace)([0-9a-f]{6})\b', picture))):
+    """A picture's text without the names that plotly draws at random for figure and traces."""
+    names = re.findall(r'(?:"defs-|trace)([0-9a-f]{6})\b', picture)
+    for i, name in enumerate(dict.fromkeys(names)):
         picture = picture.replace(name, f"name {i}")
     return picture
 
@@ -158,7 +167,9 @@ def drawn(picture: str) -> str:
 def untimed(value: Any) -> Any:
     if isinstance(value, list):
         return [untimed(each) for each in value if not (isinstance(each, dict) and is_time(each))]
-    return {k: untimed(v) for k, v in value.items() if k not in TIMES} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {name: untimed(part) for name, part in value.items() if name not in TIMES}
+    return value
 
 
 def is_time(metric: dict[str, Any]) -> bool:
@@ -177,20 +188,22 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
-def torture(folder: Path, words: Sequence[str], kills: int, seed: int, share: float = 1 / 3) -> list[str]:
-    """What differs between an undisturbed series and one with kills, each in the first ``share`` of a whole run."""
+def torture(folder: Path, words: Sequence[str], kills: int, seed: int, share: float = 1 / 3
+            ) -> list[str]:
+    """What differs between an undisturbed series and one with kills in a run's first ``share``."""
     whole = Place(folder / "whole")
     harmed = Place(folder / "harmed", whole.home)  # the same code, should someone be writing it
     first, seconds = undisturbed(whole, words)
     window = first, max(first + 1, share * seconds)
     title = " ".join(words[2:])
-    print(f"{title}: undisturbed {seconds:.0f} s; kills after {window[0]:.0f} to {window[1]:.0f} s", flush=True)
+    print(f"{title}: undisturbed {seconds:.0f} s; kills after {window[0]:.0f} to {window[1]:.0f} s",
+          flush=True)
     ended = disturbed(harmed, words, kills, random.Random(seed), window)
     found = results(whole), results(harmed)
     assert found[0], "nothing to compare"
     apart = differences(*found)
-    print(f"{title}: {kills} kills, {ended} runs ended before theirs, {len(found[0])} results compared, "
-          f"{len(apart)} differ", flush=True)
+    print(f"{title}: {kills} kills, {ended} runs ended before theirs, {len(found[0])} results "
+          f"compared, {len(apart)} differ", flush=True)
     return apart
 
 
@@ -208,7 +221,8 @@ def main() -> int:
         words += ["--only", *arguments.notebooks] if name == "book" and arguments.notebooks else []
         with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as folder:
             apart += torture(Path(folder), words, arguments.kills, arguments.seed)
-    print("\n".join(f"DIFFERS: {name}" for name in apart) or "Every result is the same, bit for bit.")
+    different = "\n".join(f"DIFFERS: {name}" for name in apart)
+    print(different or "Every result is the same, bit for bit.")
     return int(bool(apart))
 
 

@@ -1,12 +1,13 @@
-"""Sphinx extension of the book: numbered plotly figures and mathematics, nothing fetched from a network.
+"""Sphinx extension of the book: numbered plotly figures and mathematics, nothing from a network.
 
 Where ``notes.json`` lies beside the pages, each page begins with its line.
 
-A plotly figure becomes an empty box, its JSON and a picture. ``book/_static/figures.js`` draws the JSON into
-the box. The picture (or, where no Chromium is found to draw it, a small table of the data) is for print and for
-readers without JavaScript. ``layout.meta`` of a figure holds its name, caption and alt text, so that a caption
-can hold numbers that the chapter computed (``darkmatter.figures.finish``).
-plotly.js and MathJax are copied at build time out of installed wheels.
+A plotly figure becomes an empty box, its JSON and a picture. ``book/_static/figures.js`` draws the
+JSON into the box. The picture (or, where no Chromium is found to draw it, a small table of the
+data) is for print and for readers without JavaScript. ``layout.meta`` of a figure holds its name,
+caption and alt text, so that a caption can hold numbers that the chapter computed
+(``darkmatter.book.figures.finish``). plotly.js and MathJax are copied at build time out of
+installed wheels.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ LOG = logging.getLogger(__name__)
 
 
 class plotly_figure(nodes.General, nodes.Element):
-    """A figure: ``json`` (str), ``key`` (its hash), ``alt``, ``paper`` (its counterpart), ``height`` (px)."""
+    """A figure: ``json``, ``key`` (its hash), ``alt``, ``paper`` (its twin), ``height`` (px)."""
 
 
 class figure_index(nodes.General, nodes.Element):
@@ -48,11 +49,12 @@ class figure_index(nodes.General, nodes.Element):
 
 
 def render(renderer: NbElementRenderer, data: MimeData) -> list[nodes.Node]:
-    """The figure of one plotly output; called by ``darkmatter.figures.PlotlyMime``."""
+    """The figure of one plotly output; called by ``darkmatter.book.figures.PlotlyMime``."""
     content: dict[str, Any] = data.content  # type: ignore[assignment]
     layout = content.get("layout", {})
     meta = layout.get("meta") or {}
-    body = json.dumps({"data": content["data"], "layout": layout}, sort_keys=True, separators=(",", ":"))
+    body = json.dumps({"data": content["data"], "layout": layout}, sort_keys=True,
+                      separators=(",", ":"))
     node = plotly_figure(
         json=body,
         key=cache.key(figure=body, plotly=_plotly_js().stat().st_size),
@@ -62,7 +64,8 @@ def render(renderer: NbElementRenderer, data: MimeData) -> list[nodes.Node]:
     )
     caption = {"name": meta["name"], "caption": meta["caption"]} if "name" in meta else None
     holder, writer = nodes.Element(), renderer.renderer
-    with writer.current_node_context(holder), create_figure_context(writer, caption, data.line or 0):
+    figure = create_figure_context(writer, caption, data.line or 0)
+    with writer.current_node_context(holder), figure:
         writer.current_node.append(node)
     return holder.children
 
@@ -90,7 +93,8 @@ def _drawn(figures: dict[str, str]) -> dict[str, str]:
     """SVG by key, as many as could be drawn: a page shows a table for the others."""
     browser = chromium.find()
     if figures and browser is None:
-        LOG.info("no Chromium found: print and readers without JavaScript get tables instead of pictures")
+        LOG.info("no Chromium found: print and readers without JavaScript get tables instead of "
+                 "pictures")
     if not figures or browser is None:
         return {}
     LOG.info("drawing %d figures for print and for readers without JavaScript", len(figures))
@@ -115,9 +119,9 @@ def data_table(figure: dict[str, Any], most: int = 8) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[str]) -> str:
     """HTML of a table as the theme writes its own, so that a wide one scrolls by itself."""
-    titles = "".join(f"<th>{title}</th>" for title in head)
-    table = f'<table class="table"><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    return f'<div class="pst-scrollable-table-container">{table}</div>'
+    titles, body = "".join(f"<th>{title}</th>" for title in head), "".join(rows)
+    return ('<div class="pst-scrollable-table-container"><table class="table">'
+            f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def _values(values: Any) -> list[Any]:
@@ -135,14 +139,16 @@ def _cell(value: Any) -> str:
 
 
 def _visit_figure(writer: HTML5Translator, node: plotly_figure) -> None:
-    builder, alt, picture = writer.builder, html.escape(node["alt"], quote=True), f"{node['key']}.svg"
+    builder, picture = writer.builder, f"{node['key']}.svg"
+    alt = html.escape(node["alt"], quote=True)
     if Path(builder.outdir, builder.imagedir, picture).exists():
         static = f'<img src="{builder.imgpath}/{picture}" alt="{alt}" loading="lazy">'
     else:
         static = data_table(json.loads(node["json"]))
+    height = f"height:{node['height']}px"
     writer.body.append(
         f'<div class="dm-figure">'
-        f'<div class="dm-plot" role="img" aria-label="{alt}" style="height:{node["height"]}px"></div>'
+        f'<div class="dm-plot" role="img" aria-label="{alt}" style="{height}"></div>'
         f'<script type="application/json">{chromium.in_script(node["json"])}</script>'
         f'<div class="dm-static">{static}</div></div>'
     )
@@ -150,7 +156,7 @@ def _visit_figure(writer: HTML5Translator, node: plotly_figure) -> None:
 
 
 class FigureIndex(SphinxDirective):
-    """``{figure-index}``: the book's figures, their counterparts in the paper and their chapters."""
+    """``{figure-index}``: the book's figures, those of the paper, and their chapters."""
 
     def run(self) -> list[nodes.Node]:
         return [figure_index()]
@@ -158,25 +164,30 @@ class FigureIndex(SphinxDirective):
 
 def _fill_index(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for place in list(doctree.findall(figure_index)):
-        rows = (f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in _index(app, docname))
+        rows = (f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+                for row in _index(app, docname))
         table = _table(("here", "in the paper", "chapter", "label"), rows)
         place.replace_self(nodes.raw("", table, format="html"))
 
 
 def _index(app: Sphinx, docname: str) -> Iterator[tuple[str, str, str, str]]:
     """The cells of each numbered figure's row, in the order of the figures' numbers."""
-    numbered = {page: kinds["figure"] for page, kinds in app.env.toc_fignumbers.items() if kinds.get("figure")}
+    numbered = {page: kinds["figure"] for page, kinds in app.env.toc_fignumbers.items()
+                if kinds.get("figure")}
     for page, numbers in sorted(numbered.items(), key=lambda item: min(item[1].values())):
-        link, title = app.builder.get_relative_uri(docname, page), html.escape(app.env.titles[page].astext())
+        link = app.builder.get_relative_uri(docname, page)
+        title = html.escape(app.env.titles[page].astext())
         chapter = f'<a href="{link}">{title}</a><br><code>{page}.ipynb</code>'
         for plot in app.env.get_doctree(page).findall(plotly_figure):
-            label = next(iter(plot.parent["ids"]), "") if isinstance(plot.parent, nodes.figure) else ""
+            figure = plot.parent
+            label = next(iter(figure["ids"]), "") if isinstance(figure, nodes.figure) else ""
             if label in numbers:
                 here = f'<a href="{link}#{label}">Figure {".".join(map(str, numbers[label]))}</a>'
                 yield here, html.escape(plot["paper"]), chapter, f"<code>{label}</code>"
 
 
-def _page_assets(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+def _page_assets(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
+                 ) -> None:
     """Load plotly only where there is a figure."""
     if doctree is not None and any(True for _ in doctree.findall(plotly_figure)):
         app.add_js_file(None, body="document.documentElement.classList.add('dm-js')", priority=100)
@@ -184,11 +195,12 @@ def _page_assets(app: Sphinx, page: str, template: str, context: dict[str, Any],
         app.add_js_file("figures.js", loading_method="defer", priority=601)
 
 
-def _note(notes: dict[str, str], app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """The line above a page that says where its numbers were recorded; ``darkmatter.recorded`` writes the lines."""
+def _note(notes: dict[str, str], app: Sphinx, page: str, template: str, context: dict[str, Any],
+          doctree: Any) -> None:
+    """The line above a page that says where its numbers were recorded (``book.recorded``)."""
     if "body" in context and page in app.env.found_docs:
-        said = html.escape(notes.get(page, notes[""]), quote=False)
-        context["body"] = f'<p class="dm-note" role="note">{said}</p>{context["body"]}'
+        line = html.escape(notes.get(page, notes[""]), quote=False)
+        context["body"] = f'<p class="dm-note" role="note">{line}</p>{context["body"]}'
 
 
 # --- libraries
@@ -199,11 +211,12 @@ def _plotly_js() -> Path:
 
 
 def _copy_libraries(app: Sphinx) -> None:
-    """Put plotly.js and MathJax (with the TeX extensions it loads on demand) straight into the built book."""
+    """Put plotly.js and MathJax (with the TeX extensions it loads on demand) into the book."""
     try:
         mathjax = Path(str(files("mathjax"))) / "static" / "mathjax" / "es5"
     except ModuleNotFoundError as error:
-        raise ExtensionError("MathJax is missing: pip install django-static-mathjax==3.2.2.1") from error
+        raise ExtensionError("MathJax is missing: pip install django-static-mathjax==3.2.2.1"
+                             ) from error
     static, extensions = Path(app.outdir, "_static"), Path("input", "tex", "extensions")
     (static / "mathjax").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_plotly_js(), static / "plotly.min.js")
@@ -213,17 +226,18 @@ def _copy_libraries(app: Sphinx) -> None:
 
 def _start(app: Sphinx) -> None:
     if app.builder.format == "html":
-        app.render_plotly = render  # type: ignore[attr-defined]  # looked up by darkmatter.figures.PlotlyMime
+        app.render_plotly = render  # type: ignore[attr-defined]  # for book.figures.PlotlyMime
         app.connect("env-updated", _draw_all)
         if (notes := Path(app.srcdir, "notes.json")).exists():
-            app.connect("html-page-context", partial(_note, json.loads(notes.read_text(encoding="utf-8"))))
+            lines = json.loads(notes.read_text(encoding="utf-8"))
+            app.connect("html-page-context", partial(_note, lines))
         _copy_libraries(app)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(plotly_figure, html=(_visit_figure, None))
     app.add_directive("figure-index", FigureIndex)
-    app.set_html_assets_policy("always")  # MathJax also where the only TeX of a page is inside a figure
+    app.set_html_assets_policy("always")  # MathJax also where the only TeX is inside a figure
     app.connect("builder-inited", _start)
     app.connect("doctree-resolved", _fill_index)
     app.connect("html-page-context", _page_assets)

@@ -1,13 +1,12 @@
-"""Least squares on streams of rows: moments summed block by block, and the maps solved from them.
+"""Least squares on streams of rows: moments summed block by block, and b* and a* solved from them.
 
-x is an activation, SaeError = x − Sae(x), b* the linear map fitted from x to SaeError (section 3 of the paper).
-`update` a `Moments` batch by batch, then `solve` it.
+x is an activation and SaeError = x − Sae(x). Section 3 of the paper fits two linear maps on x:
+b* to the vector SaeError, and a* to its squared norm ‖SaeError‖². Both are ``solve``, of a
+``Moments`` that was updated with those targets batch by batch.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import DarkmatterError
-from .splits import FIT_SHARE
 
 ROWS = 4096  # summed in float32: longer sums lose digits
 CHUNK = 1024  # rows shifted and multiplied at once: they stay in the processor's cache
 WIDENED = 64  # rows turned to float64 at once: they stay in the processor's cache
 STRIPS = 6  # of a symmetric product, of which only what lies below the diagonal is computed
-TOLERANCE = {"float32": 3e-6, "float64": 1e-12}  # of the rank: least pivot of a Gram matrix of unit diagonal
+# Of the rank: the least pivot of a Gram matrix of unit diagonal, by the type of the products.
+TOLERANCE = {"float32": 3e-6, "float64": 1e-12}
 WIDE = torch.float64
 
 
@@ -32,8 +31,10 @@ def home(values: Tensor) -> torch.device:
 
 
 def check_finite(values: Tensor, what: str) -> None:
+    """Raise DarkmatterError where values are NaN or infinite."""
     if not bool(values.isfinite().all()):
-        raise DarkmatterError(f"{what} holds NaN or infinite values: check the weights and the data type.")
+        raise DarkmatterError(f"{what} holds NaN or infinite values: check the weights and the "
+                              "data type.")
 
 
 @contextmanager
@@ -52,10 +53,10 @@ def exact(device: torch.device) -> Iterator[None]:
 
 
 def column_sums(rows: Tensor, power: int = 1) -> Tensor:
-    """Σ of rows [n, ...], or of their squares, float64, a few at a time: they stay in the processor's cache."""
+    """Σ of rows [n, ...] or of their squares, float64, in parts that fit a processor's cache."""
     total = torch.zeros(rows.shape[1:], dtype=WIDE, device=rows.device)
-    for some in rows.split(CHUNK // 2 if rows.device.type == "cpu" else len(rows)):
-        total += (some if power == 1 else some.square()).sum(0, dtype=WIDE)
+    for part in rows.split(CHUNK // 2 if rows.device.type == "cpu" else len(rows)):
+        total += (part if power == 1 else part.square()).sum(0, dtype=WIDE)
     return total
 
 
@@ -66,9 +67,9 @@ def squared_norm(v: Tensor) -> Tensor:
 
 @dataclass
 class Columns:
-    """Float64 sums over n rows of y [n, k] less `shift` [k]: total = Σy [k], cross = Xᵀy [d, k].
+    """Float64 sums over n rows of y [n, k] less ``shift`` [k]: total = Σy [k], cross = Xᵀy [d, k].
 
-    Of x with itself only the lower half of cross counts, but for what `Moments.centred` returns.
+    Of x with itself only the lower half of cross counts, but for what ``Moments.centred`` returns.
     """
 
     shift: Tensor
@@ -76,19 +77,14 @@ class Columns:
     cross: Tensor
     n: int = 0
 
-    def moved(self, dx: Tensor, dy: Tensor, total_x: Tensor) -> "Columns":
-        """The sums after adding dx [d] to every row of x (whose sum was `total_x`) and dy [k] to every y."""
-        total = self.total + self.n * dy
-        cross = torch.addr(self.cross, dx, total).addr_(total_x, dy)
-        return Columns(self.shift - dy, total, cross, self.n)
-
 
 class Moments:
     """Streaming moments of x [n, d] and of named targets [n, k], XᵀX shared by all of them.
 
-    All is shifted by the mean of the first batch: raw activations have a large mean (their Gram matrix has
-    condition 3e7, shifted 1e4). Blocks are multiplied in float32, or in float64 with `products="float64"` and
-    for every target given in float64 (squared norms); sums are float64. Memory: 8·d·(d + Σk) bytes for any n.
+    All is shifted by the mean of the first batch: raw activations have a large mean (their Gram
+    matrix has condition 3e7, shifted 1e4). Blocks are multiplied in float32, or in float64 with
+    ``products="float64"`` and for every target given in float64 (squared norms); sums are float64.
+    Memory: 8·d·(d + Σk) bytes for any n.
     """
 
     def __init__(self, products: Literal["float32", "float64"] = "float32") -> None:
@@ -97,10 +93,11 @@ class Moments:
 
     @property
     def n(self) -> int:
+        """Rows added so far."""
         return self.columns[""].n if self.columns else 0
 
     def update(self, x: Tensor, targets: Iterable[tuple[str, Tensor]] = ()) -> None:
-        """Add rows x [n, d] and (name, target [n, k] or [n]) pairs, from a generator to hold one at a time.
+        """Add rows x [n, d] and pairs (name, target [n, k] or [n]), from a generator one at a time.
 
         Raises DarkmatterError where rows differ in number or are not finite.
         """
@@ -112,40 +109,30 @@ class Moments:
                 self._add(name, x, y.reshape(len(y), -1))
 
     def _add(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add n, Σy and Xᵀy of one batch to a target's sums; the name of x itself is ""."""
         if len(x) != len(y):
-            raise DarkmatterError(f"{name} has {len(y)} rows and x {len(x)}: give both for the same tokens.")
+            raise DarkmatterError(f"{name} has {len(y)} rows and x {len(x)}: give both for the "
+                                  "same tokens.")
         total = column_sums(y.to(home(y))).to(home(x))
         check_finite(total, name or "x")
-        if name not in self.columns:  # rounded, so that shifting float32 rows rounds only once
+        # The first batch sets the shift, rounded so that shifting float32 rows rounds only once.
+        if name not in self.columns:
             shift = (total / len(y)).float().to(WIDE)
             zeros = shift.new_zeros(x.shape[1], y.shape[1])
             self.columns[name] = Columns(shift, torch.zeros_like(shift), zeros)
-        to, shift_x = self.columns[name], self.columns[""].shift
+        sums, shift_x = self.columns[name], self.columns[""].shift
+        # A block's product is summed in the narrow type, and the blocks' products in float64.
         wide = self.products == "float64" or (name != "" and y.dtype == WIDE)
+        dtype, device = (WIDE, home(x)) if wide else (torch.float32, x.device)
         chunk = CHUNK if x.device.type == "cpu" else ROWS
-        for rows, targets in zip(x.split(ROWS), y.split(ROWS), strict=True):
-            product = torch.zeros(x.shape[1], y.shape[1], dtype=WIDE if wide else torch.float32,
-                                  device=home(x) if wide else x.device)
-            for a, b in zip(rows.split(chunk), targets.split(chunk), strict=True):
-                u = shifted(a, shift_x, wide)
-                _add_product(product, u, None if name == "" else shifted(b, to.shift, wide))
-            add_narrow(to.cross, product.to(home(x)))
-        to.total += total - len(y) * to.shift
-        to.n += len(y)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Moments over the rows of both, whatever their shifts."""
-        if not self.n or not other.n:
-            return deepcopy(self if self.n else other)
-        a, b = self.columns, other.columns
-        if {k: c.cross.shape for k, c in a.items()} != {k: c.cross.shape for k, c in b.items()}:
-            raise DarkmatterError("Moments of different targets cannot be added: fit them apart.")
-        result = Moments("float64" if self.products == other.products == "float64" else "float32")
-        for k, mine in a.items():
-            moved = b[k].moved(b[""].shift - a[""].shift, b[k].shift - mine.shift, b[""].total)
-            total, cross = mine.total + moved.total, mine.cross + moved.cross
-            result.columns[k] = Columns(mine.shift, total, cross, mine.n + moved.n)
-        return result
+        for x_block, y_block in zip(x.split(ROWS), y.split(ROWS), strict=True):
+            product = torch.zeros(x.shape[1], y.shape[1], dtype=dtype, device=device)
+            for x_rows, y_rows in zip(x_block.split(chunk), y_block.split(chunk), strict=True):
+                u = shifted(x_rows, shift_x, wide)
+                _add_product(product, u, shifted(y_rows, sums.shift, wide) if name else None)
+            add_narrow(sums.cross, product.to(home(x)))
+        sums.total += total - len(y) * sums.shift
+        sums.n += len(y)
 
     def centred(self, name: str = "") -> Columns:
         """Moments of a target (default: of x itself) with x and the target about their means."""
@@ -153,10 +140,13 @@ class Moments:
             raise DarkmatterError("There are no rows to fit: give more text.")
         x, y = self.columns[""], self.columns[name]
         if y.n != x.n:
-            raise DarkmatterError(f"Target {name} saw {y.n} of {x.n} rows: give it with every batch.")
+            raise DarkmatterError(f"Target {name} saw {y.n} of {x.n} rows: give it with every "
+                                  "batch.")
         check_finite(y.cross, f"The products of {name or 'x'}")
-        moved = y.moved(-x.total / x.n, -y.total / x.n, x.total)
-        return moved if name else replace(moved, cross=mirrored(moved.cross))
+        # Σ(x − x̄)(y − ȳ) = Σxy − Σx·Σy/n
+        cross = torch.addr(y.cross, x.total, -y.total / x.n)
+        return Columns(y.shift + y.total / x.n, torch.zeros_like(y.total),
+                       cross if name else mirrored(cross), y.n)
 
 
 def mirrored(lower: Tensor) -> Tensor:
@@ -165,7 +155,7 @@ def mirrored(lower: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, u: Tensor, v: Tensor | None) -> None:
-    """total += uᵀv; for v left out, uᵀu below the diagonal and on it, where the rest of total stays undefined."""
+    """total += uᵀv. Without v, uᵀu on and below the diagonal; above it total stays undefined."""
     if v is not None:
         total.addmm_(u.T, v)
         return
@@ -174,24 +164,29 @@ def _add_product(total: Tensor, u: Tensor, v: Tensor | None) -> None:
 
 
 def add_narrow(total: Tensor, part: Tensor) -> None:
-    """total += part, float64 and float32 [n, k], a few rows at a time: torch widens all of `part` in a copy first."""
+    """total += part, float64 and float32 [n, k], a few rows at a time.
+
+    Given all rows at once, torch would widen the whole of ``part`` in a copy first.
+    """
     rows = WIDENED if total.device.type == "cpu" else len(total)
-    for some, more in zip(total.split(rows), part.split(rows), strict=True):
-        some.add_(more)
+    for total_rows, part_rows in zip(total.split(rows), part.split(rows), strict=True):
+        total_rows.add_(part_rows)
 
 
 def shifted(values: Tensor, shift: Tensor, wide: bool) -> Tensor:
-    """values − shift in float64 where `wide`, else in float32."""
+    """values − shift in float64 where ``wide``, else in float32."""
     values = values.to(home(values)) if wide else values
     dtype = torch.promote_types(values.dtype, WIDE if wide else torch.float32)
-    return (values.to(dtype) - shift.to(dtype).to(values.device)).to(WIDE if wide else torch.float32)
+    difference = values.to(dtype) - shift.to(dtype).to(values.device)
+    return difference.to(WIDE if wide else torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
     """x ↦ x weight + bias: weight [d, k], bias [k], float64 as solved.
 
-    `rank` counts the independent dimensions of the x it was fitted on; `note` says so where it is not full.
+    ``rank`` counts the independent dimensions of the x it was fitted on; ``note`` says so where it
+    is not full.
     """
 
     weight: Tensor
@@ -200,28 +195,34 @@ class LinearMap:
     note: str = ""
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "LinearMap":
-        return replace(self, weight=self.weight.to(dtype).to(device), bias=self.bias.to(dtype).to(device))
+        """The same map in another type, and on another device where one is given."""
+        return replace(self, weight=self.weight.to(dtype).to(device),
+                       bias=self.bias.to(dtype).to(device))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Predictions [n, k] for x [n, d], in the dtype of x and at least float32."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        own = self.to(dtype, x.device)
+        like_x = self.to(dtype, x.device)
         with exact(x.device):
-            return torch.addmm(own.bias, x.to(dtype), own.weight)
+            return torch.addmm(like_x.bias, x.to(dtype), like_x.weight)
 
 
 def solve(moments: Moments, intercept: bool = True) -> dict[str, LinearMap]:
     """argmin Σ‖x weight + bias − y‖² for every target y, from one factor of the Gram matrix XᵀX.
 
-    Of SaeError this is b*, of ‖SaeError‖² it is a* (section 3). Rank-deficient x gives the minimum-norm
-    solution, with a note. Without intercept, as in the authors' code, bias = 0: a rank-one update of the
-    centred solution (Sherman and Morrison), so that the ill-conditioned raw Gram matrix is never formed.
+    Of SaeError this is b*, of ‖SaeError‖² it is a* (section 3). Rank-deficient x gives the
+    minimum-norm solution, with a note. Without intercept, as in the authors' code, bias = 0: a
+    rank-one update of the centred solution (Sherman and Morrison), so that the ill-conditioned raw
+    Gram matrix is never formed.
     """
+    # The Gram matrix of x about its mean is factored once for all targets.
     x, maps = moments.centred(), {}
-    inverse, null = _pseudo_inverse(x, moments.columns[""].cross.diagonal(), TOLERANCE[moments.products])
+    raw_size = moments.columns[""].cross.diagonal()
+    inverse, null = _pseudo_inverse(x, raw_size, TOLERANCE[moments.products])
     rank, dims = len(null) - null.shape[1], len(null)
     note = f"x has rank {rank} of {dims}: minimum-norm solution" if rank < dims else ""
-    for name in [k for k in moments.columns if k]:
+    for name in filter(None, moments.columns):
+        # weight = (XᵀX)⁻¹ Xᵀy about the means, and the bias makes the means meet.
         y = moments.centred(name)
         weight = inverse(y.cross)
         bias = y.shift - x.shift @ weight
@@ -232,21 +233,27 @@ def solve(moments: Moments, intercept: bool = True) -> dict[str, LinearMap]:
     return maps
 
 
-def _pseudo_inverse(x: Columns, size: Tensor, tolerance: float) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """b ↦ G⁺b, and an orthonormal basis [d, ·] of the null space, for the centred Gram matrix G = x.cross.
+def _pseudo_inverse(x: Columns, size: Tensor, tolerance: float
+                    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """b ↦ G⁺b, and an orthonormal basis [d, ·] of the null space, for the Gram matrix G = x.cross.
 
-    G is scaled to unit diagonal, since some dimensions of a residual stream vary a thousand times more than
-    others; a diagonal below the rounding of `size` [d], the one before centring, counts as zero.
+    A diagonal of the centred G below the rounding of ``size`` [d], the one before centring, counts
+    as zero.
     """
+    # G is scaled to unit diagonal, since some dimensions of a residual stream vary a thousand times
+    # more than others.
     alive = x.cross.diagonal() > tolerance * size
     scale = torch.where(alive, x.cross.diagonal(), 1.0).rsqrt() * alive
     gram = (x.cross * scale).mul_(scale[:, None])
+    # Of full rank it has a Cholesky factor, and nothing is in its null space.
     factor, failed = torch.linalg.cholesky_ex(gram)
     if not failed and x.n > len(gram) and factor.diagonal().min() ** 2 > tolerance:
-        return lambda b: scale[:, None] * torch.cholesky_solve(scale[:, None] * b, factor), gram[:, :0]
+        empty = gram[:, :0]
+        return lambda b: scale[:, None] * torch.cholesky_solve(scale[:, None] * b, factor), empty
+    # Otherwise its eigenvectors say which directions x spans; n centred rows span at most n − 1.
     values, vectors = torch.linalg.eigh(gram)
     keep = values > tolerance * values[-1].clamp(min=1)
-    keep[: max(len(gram) - x.n + 1, 0)] = False  # n centred rows span at most n − 1 dimensions
+    keep[: max(len(gram) - x.n + 1, 0)] = False
     null = torch.linalg.qr(torch.where(alive, scale, 1.0)[:, None] * vectors[:, ~keep]).Q
     span = scale[:, None] * vectors[:, keep]
 
@@ -258,19 +265,9 @@ def _pseudo_inverse(x: Columns, size: Tensor, tolerance: float) -> tuple[Callabl
 
 
 def _through_origin(x: Columns, inverse: Callable[[Tensor], Tensor], null: Tensor) -> Tensor:
-    """The direction v [d] such that weight + vβᵀ is the fit without intercept, β the intercept given up."""
+    """The direction v [d] such that weight + vβᵀ is the fit without β, the intercept given up."""
     outside = null @ (null.T @ x.shift)
-    if outside.norm() > 1e-3 * x.shift.norm():  # x·outside is constant, so nothing need be given up
+    if outside.norm() > 1e-3 * x.shift.norm():  # x·outside is constant: nothing need be given up
         return outside / outside.square().sum()
     g = inverse(x.shift[:, None])[:, 0]
     return x.n * g / (1 + x.n * x.shift @ g)
-
-
-def require_rows(rows: int, dims: int, tokens_per_context: float = 0, share: float = FIT_SHARE) -> None:
-    """Raise DarkmatterError unless more rows than dimensions are fitted; say how much text it would take."""
-    if rows <= dims:
-        message = f"Regressing on {dims} dimensions takes at least {dims + 1} tokens to fit; there are {rows}"
-        if tokens_per_context:
-            contexts = math.ceil((dims + 1) / (tokens_per_context * share))
-            message += f": give about {contexts} contexts of {tokens_per_context:.0f} kept tokens"
-        raise DarkmatterError(f"{message}.")

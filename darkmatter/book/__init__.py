@@ -1,0 +1,1 @@
+"""The book: records, figures, notebooks, pages and the runner."""

@@ -1,0 +1,1 @@
+"""Many runs of notebooks: on this machine, or on a cluster."""

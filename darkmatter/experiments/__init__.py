@@ -1,0 +1,1 @@
+"""One file an experiment: what a chapter measures beyond the survey."""

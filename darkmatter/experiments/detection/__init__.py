@@ -1,0 +1,1 @@
+"""Are latents interpretable: windows of text, the detection task, its scorers."""

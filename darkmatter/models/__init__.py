@@ -1,0 +1,1 @@
+"""Models: open one, read its sites, stop early; the kept activations on disk."""

@@ -1,0 +1,1 @@
+"""Text: contexts of exactly n tokens, each with the id of its source document."""

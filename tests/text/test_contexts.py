@@ -1,0 +1,75 @@
+"""What the tokens of a text depend on, and how files of any name and shape are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from darkmatter import presets
+from darkmatter.text import contexts, corpus, files
+from tests.text.test_corpus import tiny_tokenizer
+
+
+def preset(path: Path, **fields: Any) -> presets.Preset:
+    return presets.load("smoke", corpus=str(path), context_length=20, contexts=100, **fields)
+
+
+def lines(*documents: dict[str, str]) -> str:
+    return "\n".join(map(json.dumps, documents)) + "\n"
+
+
+WORDS = " ".join(["alpha beta gamma"] * 40)
+
+
+def names(path: Path) -> list[str]:
+    return [name for name, _ in files.evaluation(preset(path), tiny_tokenizer())]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL", "a.ndjson", "a.json"])
+def test_a_document_a_line_by_its_name_in_any_case(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(lines({"text": WORDS}, {"text": WORDS}))
+    assert [source.split("/")[1] for source in names(path)] == ["line-1", "line-2"]
+
+
+def test_the_same_bytes_under_another_name_are_another_text(tmp_path: Path) -> None:
+    keys = []
+    for name in ("a.txt", "a.jsonl"):
+        path = tmp_path / name
+        path.write_text(lines({"text": WORDS}))
+        keys.append(files.identity(preset(path)))
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("field", ["text", "content"])
+def test_a_mark_at_the_beginning_and_a_content_field(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines({field: WORDS}, {field: WORDS}).encode())
+    assert len(names(path)) == 2
+
+
+def test_half_a_character_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "alpha \\ud800 beta"}\n')
+    ((_, text),) = files._documents(path)
+    assert text == "alpha \ufffd beta"
+
+
+def test_a_tokenizer_is_known_by_its_rules_and_special_tokens() -> None:
+    plain, other = tiny_tokenizer(), tiny_tokenizer()
+    assert corpus.identity_of(plain) == corpus.identity_of(other)
+    other.add_special_tokens({"pad_token": next(iter(other.get_vocab()))})
+    assert corpus.identity_of(plain) != corpus.identity_of(other)
+
+
+def test_a_tokenizer_without_a_beginning_token_says_so(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    path = tmp_path / "a.txt"
+    path.write_text(WORDS)
+    with pytest.warns(UserWarning, match="has no beginning-of-text token, so none is put"):
+        rows = contexts.cut(WORDS, tokenizer, preset(path, prepend_bos=True))
+    assert rows.shape[1] == 20 and (rows == contexts.cut(WORDS, tokenizer, preset(path))).all()
