@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,3 +70,12 @@ def test_the_reference_holds_numbers_and_words_of_the_paper_and_others() -> None
     table = scoreboard.count(tested)
     assert table.loc["all", "all"] < len(tested)  # chapter 8 reads one number in two ways
     assert (table.loc[list(scoreboard.OWNERS), "all"] > 0).all()
+
+
+def test_the_readme_gives_the_count_of_the_reference() -> None:
+    """README, introduction and scoreboard say the same: the README's is of the default preset."""
+    home = Path(__file__).resolve().parents[2]
+    reference = (home / "artifacts" / "reference" / "smollm2").glob("*.json")
+    claims = records.claims([json.loads(path.read_text()) for path in sorted(reference)])
+    readme = " ".join((home / "README.md").read_text(encoding="utf-8").split())
+    assert scoreboard.in_words(claims) in readme
