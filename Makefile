@@ -33,8 +33,10 @@ book: $(READY) $(GEMMA)
 test: $(READY_DEV)
 	@$(PY) -m pytest $(ARGS)
 
-quick: lint  # for the loop while one edits
-	@$(PY) -m pytest -q -m "not slow and not browser" -x --durations=0 $(ARGS)
+quick: $(READY_DEV)  # lint, types and the fast tests, the types beside the tests: while one edits
+	@$(PY) -m ruff check . && { $(PY) -m pyright > .venv/types.log 2>&1 & types=$$!; \
+	  $(PY) -m pytest -q -m "not slow and not browser" --deselect tests/test_repo.py::test_types $(ARGS); \
+	  failed=$$?; wait $$types || { cat .venv/types.log; failed=1; }; exit $$failed; }
 
 lab: $(READY)
 	@$(PY) -m darkmatter lab $(ARGS)

@@ -33,6 +33,9 @@ PACKAGES = ("darkmatter", "torch", "transformers", "transformer-lens", "sae-lens
             "pandas", "plotly", "papermill")
 OVERRIDES = {field.name for field in fields(presets.Preset)} | {"layer", "sae"}
 FOREIGN = ("sparsify:", "dictionary_learning:")  # SAEs of other libraries, before their directory
+# A line of a parameters cell: name, type, default and what it is for.
+DECLARED = re.compile(r"^(\w+): (\w+) = (.+?)  # (.*)$", re.MULTILINE)
+KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "True or False"}
 ASSIGNED = re.compile(r"^(\w+) *(?::[^=\n]+)?=(?!=)", re.MULTILINE)  # names at the left of a cell
 
 
@@ -128,7 +131,9 @@ def start(notebook: str, preset: str, **parameters: Any) -> Record:
         # In a kernel, show a DarkmatterError as its sentence alone; the cell fails all the same.
         shell.set_custom_exc((DarkmatterError,), lambda self, kind, error, trace, tb_offset=None:
                              self._showtraceback(kind, error, [f"{kind.__name__}: {error}"]))
-        _reject_unknown_parameters(shell.user_ns.get("In", [])[1:])
+        cells = shell.user_ns.get("In", [])[1:]
+        _reject_unknown_parameters(cells)
+        _check_values(cells, parameters)
     chosen = preset_of(preset, parameters)
     if chosen.site != presets.load(preset).site:
         check_layer(chosen)
@@ -150,6 +155,23 @@ def _reject_unknown_parameters(cells: Sequence[str]) -> None:
         if name not in known:
             raise DarkmatterError(f"Unknown parameter '{name}'; this notebook takes "
                                   f"{', '.join(known)}.")
+
+
+def _check_values(cells: Sequence[str], parameters: Mapping[str, Any]) -> None:
+    """Raise DarkmatterError for a parameter of the chapter's own that is not what its cell says.
+
+    A whole number is a count: 1 or more, or the default, or 0 where the cell says what 0 is.
+    """
+    for name, kind, default, help_text in DECLARED.findall("\n".join(cells)):
+        value = parameters.get(name)
+        if name in OVERRIDES or value is None or str(value) == default or kind not in KINDS:
+            continue
+        right = type(value).__name__ == kind or (kind == "float" and type(value) is int)
+        least = 0 if re.search(r"\b0:", help_text) else 1
+        if not right or (kind == "int" and value < least):
+            count = f" of at least {least}" if kind == "int" else ""
+            raise DarkmatterError(f"The parameter '{name}' is {value!r}, but should be "
+                                  f"{KINDS[kind]}{count}, or {default} (the default).")
 
 
 def load_all(folder: str | Path = "", every_preset: bool = False) -> list[dict[str, Any]]:

@@ -198,5 +198,5 @@ def _bar_html(result: Decomposition) -> str:
     boxes = "".join(
         f'<span style="{style};width:{100 * width:.1f}%;background:{colour}"></span>'
         for width, colour in ((1 - share, "#0072b2"), (share, "#d55e00")))
-    return (f'<div style="width:24em">{boxes}</div><small>{1 - share:.0%} of the unexplained '
-            f"variance is linear in x, {share:.0%} is not</small>")
+    return (f'<div style="width:24em;max-width:100%">{boxes}</div><small>{1 - share:.0%} of the '
+            f"unexplained variance is linear in x, {share:.0%} is not</small>")

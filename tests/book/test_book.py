@@ -162,6 +162,7 @@ def test_todays_prose_meets_the_outputs_of_the_run(home: Path) -> None:
     assert merged.cells[3].outputs[0].text == "seen"
 
 
+@pytest.mark.slow
 def test_the_life_of_a_book(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_kernel_that_dies_is_told(home: Path) -> None:
     assert done(home) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_cut_off_in_the_middle_it_goes_on_where_it_was(home: Path, how: signal.Signals) -> None:
     sign, log = home / "sign", home / "ran.txt"
@@ -303,6 +305,7 @@ def test_a_page_that_does_not_exist_is_told(home: Path) -> None:
         pages.build({}, home)
 
 
+@pytest.mark.slow
 def test_a_warning_fails_the_book_every_time(home: Path) -> None:
     (home / "_toc.yml").write_text("format: jb-book\nroot: book/intro\n")
     (home / "book").mkdir()

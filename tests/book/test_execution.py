@@ -58,6 +58,7 @@ def test_each_kernel_has_variables_of_its_own_and_is_this_very_python() -> None:
     assert one.kernel_spec.argv[0] == sys.executable
 
 
+@pytest.mark.slow
 def test_notebooks_run_side_by_side_after_the_first(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ pathlib.Path(os.environ["DARKMATTER_RECORD"]).write_text('{{"notebook": "' + me 
         assert f'"notebook": "{name}"' in record.read_text()
 
 
+@pytest.mark.slow
 def test_keys_are_made_while_others_are(home: Path) -> None:
     """CPython's parser fails in threads ('AST constructor recursion depth mismatch') at once."""
     code = "\n".join("from darkmatter import survey, progress\n"
@@ -102,6 +104,7 @@ def test_keys_are_made_while_others_are(home: Path) -> None:
     assert found[:8] == found[8:16] == found[16:]
 
 
+@pytest.mark.slow
 def test_cells_are_counted_with_the_parameters(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     monkeypatch.setattr(remaining.Part, "at", lambda part, *cells: told.append(cells))
@@ -110,6 +113,7 @@ def test_cells_are_counted_with_the_parameters(home: Path, monkeypatch: pytest.M
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]  # prose, parameters, those given, the code
 
 
+@pytest.mark.slow
 def test_a_notebook_says_how_far_its_loops_are(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,7 @@ def test_without_anything_recorded_one_sentence(
     assert not (home / "_build").exists()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_and_the_rest_is_built(
     home: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +267,7 @@ def articles(folder: Path, name: str) -> list[str]:
     ).groups()  # type: ignore
 
 
+@pytest.mark.slow
 def test_a_reader_without_a_model_gets_the_same_pages(read_book: tuple[Path, Path]) -> None:
     for name in ("notebooks/01_one", "book/words"):
         (no_note, ran), (note, read) = (articles(folder, name) for folder in read_book)

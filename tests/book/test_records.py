@@ -109,12 +109,14 @@ def papermill(notebook: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=notebook.parent, check=False)
 
 
+@pytest.mark.slow
 def test_papermill_runs_with_parameters_of_its_own(notebook: Path) -> None:
     done = papermill(notebook, "-p", "contexts", "30")
     assert done.returncode == 0, done.stderr
     assert "'value': 60.0" in (notebook.parent / "out.ipynb").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -173,6 +175,38 @@ def test_an_unknown_injected_name_is_a_mistake(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(records, "get_ipython", lambda: shell)
     with pytest.raises(DarkmatterError, match="'layr'"):
         records.start("01_one", "smoke")
+
+
+CELL = """preset: str = "smoke"  # a preset
+loss_contexts: int = 40  # contexts to measure on
+loss_positions: int = -1  # tokens of each; 0: all; -1: a quarter
+server: str = ""  # an address"""
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), [
+    ("loss_contexts", 0, "is 0, but should be a whole number of at least 1, or 40"),
+    ("loss_contexts", 4.5, r"is 4\.5, but should be a whole number of at least 1"),
+    ("loss_contexts", "many", "is 'many', but should be a whole number of at least 1"),
+    ("loss_contexts", True, "is True, but should be a whole number"),
+    ("loss_positions", -2, "is -2, but should be a whole number of at least 0, or -1"),
+    ("server", 80, "is 80, but should be a text"),
+])
+def test_a_chapters_own_parameters_are_checked(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: object, sentence: str
+) -> None:
+    monkeypatch.setattr(records, "get_ipython", lambda: Shell(CELL))
+    with pytest.raises(DarkmatterError, match=f"The parameter '{name}' {sentence}"):
+        records.start("01_one", "smoke", **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("loss_contexts", 40), ("loss_contexts", 7), ("loss_positions", 0), ("loss_positions", -1),
+    ("loss_positions", None), ("server", "http://127.0.0.1")])
+def test_a_chapters_own_parameters_that_fit(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setattr(records, "get_ipython", lambda: Shell(CELL))
+    assert records.start("01_one", "smoke", **{name: value}).parameters[name] == value
 
 
 @pytest.mark.parametrize(("low", "high", "said"), [

@@ -61,6 +61,7 @@ def test_it_is_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(counts) == 2
 
 
+@pytest.mark.slow
 def test_the_measurement_takes_well_under_a_second_and_finds_the_kernel(tmp_path: Path) -> None:
     """With AVX2 alone bfloat16 has no kernel, and takes longer than float32."""
     code = """
@@ -131,6 +132,7 @@ def test_a_plan_for_a_gpu_counts_on_bfloat16(monkeypatch: pytest.MonkeyPatch) ->
     assert list(plan.lines(preset, "h100")) == asked
 
 
+@pytest.mark.slow
 def test_a_survey_in_either_type_lies_inside_the_others_intervals() -> None:
     """A real model and a shipped SAE: what types round differently is small beside intervals."""
     found: dict[str, Any] = {}
@@ -154,6 +156,7 @@ def outside(a: Any, b: Any, inside: Any) -> str:
                      for name in a.index[~inside])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" not in os.environ,
                     reason="the whole book is run by other tests")
 def test_a_chapter_runs_on_any_processor(tmp_path: Path) -> None:

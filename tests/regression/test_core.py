@@ -300,6 +300,7 @@ def test_the_evaluator_logs_while_sae_lens_trains(monkeypatch: pytest.MonkeyPatc
     assert last.fvu.value == pytest.approx(seen[1]["dark_matter/fvu"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_importing_brings_nothing_along() -> None:
     code = ("import sys, darkmatter as dm; assert 'torch' not in sys.modules; dm.decompose; "
             "heavy = {'sae_lens', 'transformers', 'transformer_lens'} & set(sys.modules); "

@@ -184,6 +184,7 @@ def needs(*packages: str) -> None:
             pytest.skip(f"{package}, of requirements-train.txt, is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", builtin.EXTRA)
 def test_the_extra_domains_are_read_as_plain_english(name: str) -> None:
     needs(builtin.EXTRA[name].package)
