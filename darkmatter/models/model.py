@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,14 @@ from einops import rearrange
 
 from .. import cache
 from ..errors import DarkmatterError
+from ..inputs import present
 from . import packaged, precision
 
 if TYPE_CHECKING:
     from ..presets import Preset
 
+# Hooks that TransformerLens lists, and fires only where a setting of its own asks for them.
+UNSET = ("hook_attn_in", "hook_mlp_in", "_input")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
@@ -99,6 +103,9 @@ def opened(preset: Preset, opener: Callable[..., Any], **options: Any) -> Any:
     try:
         return opener(name, **options)
     except Exception as error:  # the loaders raise many kinds, safetensors its own
+        if Path(name).is_dir():
+            for file in filter(Path.is_file, Path(name).iterdir()):
+                present(file)  # a pointer of git-lfs is told as one
         reason = " ".join(str(error).split())[:300]
         names = ", ".join(f"'{built_in}'" for built_in in packaged.MODELS)
         raise DarkmatterError(
@@ -124,14 +131,48 @@ def load(preset: Preset) -> LoadedModel:
     device = device_of(preset)
     _require_device(device)
     _warn_if_slow(preset)
-    bridge = opened(preset, TransformerBridge.boot_transformers, device=str(device),
-                    dtype=getattr(torch, dtype_of(preset)))
+    with _whole_weights(preset):
+        bridge = opened(preset, TransformerBridge.boot_transformers, device=str(device),
+                        dtype=getattr(torch, dtype_of(preset)))
     bridge.eval()
     tokenizer = load_tokenizer(preset)
     _fuse_attention(bridge)
     loaded = LoadedModel(bridge, tokenizer, bridge.cfg.n_layers, bridge.cfg.d_model)
     check_site(loaded, preset.site)
     return loaded
+
+
+@contextmanager
+def _whole_weights(preset: Preset) -> Iterator[None]:
+    """Look at how transformers loads a model meanwhile: it fills what is missing with noise.
+
+    Raises DarkmatterError where a weight is missing from the files or of another shape, and warns
+    of weights that nothing takes.
+    """
+    from transformers import PreTrainedModel
+
+    finish, loads = PreTrainedModel._finalize_model_loading, list[Any]()
+
+    def seen(*arguments: Any) -> Any:
+        loads.append(finish(*arguments))
+        return loads[-1]
+
+    setattr(PreTrainedModel, "_finalize_model_loading", staticmethod(seen))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(PreTrainedModel, "_finalize_model_loading", staticmethod(finish))  # noqa: B010
+    for load in loads:
+        lacking, extra = sorted(load.missing_and_mismatched()), sorted(load.unexpected_keys)
+        left = f" Its files have {extra[0]} instead." if extra else ""
+        if lacking:
+            raise DarkmatterError(
+                f"The weights of the model '{preset.model}' do not fit it: {len(lacking)} are "
+                f"missing or of another shape, such as {lacking[0]}.{left} A model that "
+                "torch.compile has wrapped must be saved without the wrapping.")
+        if extra:
+            warnings.warn(f"The files of the model '{preset.model}' hold {len(extra)} weights that "
+                          f"it has no use for, such as {extra[0]}.", stacklevel=4)
 
 
 def _fuse_attention(bridge: Any) -> None:
@@ -187,7 +228,7 @@ def check_site(model: LoadedModel, site: str) -> None:
                               f"'{site}' asks for layer {layer}.")
     if site not in model.bridge.hook_dict:
         names = [name.split(".", 2)[2] for name in model.bridge.hook_dict
-                 if name.startswith(f"blocks.{layer}.hook_")]
+                 if name.startswith(f"blocks.{layer}.hook_") and not name.endswith(UNSET)]
         raise DarkmatterError(f"The model has no site '{site}'; in a layer there are "
                               f"{', '.join(sorted(names))}.")
 

@@ -113,7 +113,7 @@ class Preset:
     prepend_bos: bool = False
     """Whether each context begins with the tokenizer's beginning-of-text token."""
     corpus: Place = "mix"
-    """'mix' (built in, offline), 'pile', or the path of a text, .jsonl or .jsonl.zst file."""
+    """'mix' (built in, offline), 'pile', or a file or folder of text, .jsonl, .csv, .parquet."""
     contexts: Annotated[int, Field(ge=2)] = 300
     """Number of contexts of the evaluation text."""
     context_length: Annotated[int, Field(ge=18)] = 1024

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from darkmatter import presets
@@ -265,3 +266,31 @@ def test_other_weights_at_the_same_place_are_another_model(folder: Path, tmp_pat
     weights.write_bytes(content)
     assert model.identity(tiny(place)) != before
     assert model.identity(presets.load("smoke")) == {"model": "smollm2"}
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
+    """As torch.compile's wrapping saves them: transformers would fill the model with noise."""
+    place = tmp_path / "model"
+    shutil.copytree(folder, place)
+    weights = load_file(place / "model.safetensors")
+    wrapped = {f"_orig_mod.{name}": values for name, values in weights.items()}
+    save_file(wrapped, place / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DarkmatterError, match=r"do not fit it: \d+ are missing .* _orig_mod\."):
+        model.load(tiny(place))
+
+
+def test_a_weight_without_use_is_told(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(folder, place)
+    weights = load_file(place / "model.safetensors") | {"extra.weight": torch.zeros(2)}
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match="hold 1 weights that it has no use for, such as extra"):
+        model.load(tiny(place))
+
+
+def test_a_pointer_of_git_lfs_is_told_as_one(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(folder, place)
+    (place / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DarkmatterError, match="is a git-lfs pointer, not the file itself"):
+        model.load(tiny(place))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from darkmatter import presets
+from darkmatter.errors import DarkmatterError
 from darkmatter.text import contexts, corpus, files
 from tests.text.test_corpus import tiny_tokenizer
 
@@ -73,3 +76,43 @@ def test_a_tokenizer_without_a_beginning_token_says_so(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="has no beginning-of-text token, so none is put"):
         rows = contexts.cut(WORDS, tokenizer, preset(path, prepend_bos=True))
     assert rows.shape[1] == 20 and (rows == contexts.cut(WORDS, tokenizer, preset(path))).all()
+
+
+def pack(path: Path, content: bytes) -> None:
+    path.write_bytes(gzip.compress(content))
+
+
+def test_packed_files_tables_arrays_and_folders(tmp_path: Path) -> None:
+    documents = [{"text": WORDS}, {"text": WORDS}]
+    table = pd.DataFrame(documents)
+    pack(tmp_path / "a.jsonl.gz", lines(*documents).encode())
+    pack(tmp_path / "a.txt.gz", WORDS.encode())
+    (tmp_path / "a.json").write_text(json.dumps(documents))
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_parquet(tmp_path / "a.parquet")
+    counts = {path.name: len(names(path)) for path in sorted(tmp_path.iterdir())}
+    assert counts == {"a.csv": 2, "a.json": 2, "a.jsonl.gz": 2, "a.parquet": 2, "a.txt.gz": 1}
+    assert len(names(tmp_path)) == sum(counts.values())  # the folder is all of its files
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), [
+    ("a.csv", b"words\nalpha\n", "has no column 'text' or 'content'; it has words"),
+    ("a.json", b'[{"text": "alpha"}, ', "holds no whole JSON array"),
+    ("a.json", b'[{"text": "alpha"}, 3]', "Entry 2 of .* is not JSON with a"),
+    ("a.txt.gz", gzip.compress(b"alpha " * 1000)[:40], "cannot be read as gzip"),
+])
+def test_what_cannot_be_read_is_told(
+    tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DarkmatterError, match=sentence):
+        files.evaluation(preset(path), tiny_tokenizer())
+
+
+def test_a_folder_is_known_by_all_of_its_files(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(WORDS)
+    before = files.identity(preset(tmp_path))
+    (tmp_path / "b.txt").write_text(WORDS + "!")
+    assert files.identity(preset(tmp_path)) != before
