@@ -23,6 +23,17 @@ from .errors import DarkmatterError
 Arguments = argparse.Namespace
 PARTS = ("ladder", "elsewhere", "on_error")  # of the SAEs that a preset has trained
 
+# What each command can be tried with; that of `--help` ends with it.
+EXAMPLES = {
+    "plan": "--preset gemma-2-9b --gpu h100", "train": "--preset smollm2 --part ladder --jobs 2",
+    "ship": "--preset smollm2", "survey": "--preset smoke --json survey.json",
+    "converge": "--preset smollm2", "vary": "--preset smollm2",
+    "decompose": "--site blocks.15.hook_resid_post --sae artifact:smollm2-l15-w4096-k32 "
+                 "--contexts 60 --json result.json",
+    "export": "--preset smollm2 --out saes", "book": "--preset smoke", "read": "--preset smollm2",
+    "run": "grid.yaml --backend local", "check": "--preset smollm2", "lab": "--port 8889",
+}
+
 
 def main(words: list[str] | None = None) -> int:
     """Run one command and return its exit code.
@@ -87,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(do: Callable[[Arguments], None], preset: str = "") -> argparse.ArgumentParser:
         name, text = do.__name__.strip("_"), (do.__doc__ or "").splitlines()[0]
-        new = commands.add_parser(name, help=text, description=text)
+        new = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"example:\n  python -m darkmatter {name} {EXAMPLES.get(name, '')}".rstrip())
         new.set_defaults(do=do)
         if preset:
             new.add_argument("--preset", default=preset, help="a preset's name, or a YAML file")

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import types
@@ -149,3 +150,35 @@ def test_a_fault_of_the_program_asks_to_be_reported(
     told = capsys.readouterr().err
     assert "what nobody thought of" in told
     assert told.endswith("this command: python -m darkmatter presets\n")
+
+
+COMMANDS = ["presets", "plan", "train", "ship", "survey", "converge", "vary", "decompose", "export",
+            "book", "read", "run", "check", "lab", "sync"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_an_example_that_is_understood(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    example = capsys.readouterr().out.rstrip().splitlines()[-1].split()
+    assert end.value.code == 0 and example[:4] == ["python", "-m", "darkmatter", command]
+    seen: list[Any] = []
+
+    def instead(arguments: Any) -> None:
+        """Only see what was understood."""
+        seen.append(arguments)
+
+    instead.__name__ = f"_{command}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, instead.__name__, instead)
+        assert cli.main(example[3:]) == 0
+    assert len(seen) == 1
+
+
+def test_every_command_has_its_example_tested(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    told = capsys.readouterr().out.split("COMMAND\n")[1]
+    assert re.findall(r"^    (\w+)", told, re.MULTILINE) == COMMANDS
