@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from .. import cache
@@ -34,7 +35,7 @@ def evaluation(preset: Preset, tokenizer: Any) -> list[Picked]:
     Raises DarkmatterError where the file cannot be read, or fills fewer than two contexts.
     """
     path, length = Path(preset.corpus).expanduser(), preset.context_length
-    documents = ((f"{path.stem}/{name}", cut(text, tokenizer, preset))
+    documents = ((f"{path.stem}/{name}", _enough(text, tokenizer, preset))
                  for name, text in _documents(path))
     picked = list(first(documents, preset.contexts))
     if not picked:
@@ -45,6 +46,19 @@ def evaluation(preset: Preset, tokenizer: Any) -> list[Picked]:
             f"{path} fills one context of {length} tokens, and at least two are needed (one to fit "
             "on, one to score); give a longer text or a smaller length.")
     return picked
+
+
+def _enough(text: str, tokenizer: Any, preset: Preset) -> np.ndarray:
+    """The contexts of a text, or of as much of it as fills one more than the preset asks for.
+
+    Where a text is cut off its last token may be another; it lies in the context too many.
+    """
+    characters = 8 * (preset.contexts + 1) * preset.context_length
+    while True:
+        rows = cut(text[:characters], tokenizer, preset)
+        if characters >= len(text) or len(rows) > preset.contexts:
+            return rows
+        characters *= 2
 
 
 def identity(preset: Preset) -> str:

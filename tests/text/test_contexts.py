@@ -116,3 +116,24 @@ def test_a_folder_is_known_by_all_of_its_files(tmp_path: Path) -> None:
     before = files.identity(preset(tmp_path))
     (tmp_path / "b.txt").write_text(WORDS + "!")
     assert files.identity(preset(tmp_path)) != before
+
+
+def test_no_more_is_tokenised_than_is_asked_for(tmp_path: Path) -> None:
+    """And it is what the whole text gives."""
+    text = " ".join(f"{word} gamma" for word in ["alpha", "beta"] * 50_000)
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    tokenizer, read = tiny_tokenizer(), list[int]()
+
+    class Counting:
+        bos_token_id = None
+
+        def __call__(self, given: str, **options: Any) -> Any:
+            read.append(len(given))
+            return tokenizer(given, **options)
+
+    asked = presets.load("smoke", corpus=str(path), context_length=20, contexts=7)
+    ((_, rows),) = files.evaluation(asked, Counting())
+    whole = contexts.cut(text, tokenizer, asked)
+    assert (rows == whole[:7]).all() and len(whole) > 1000
+    assert sum(read) < len(text) / 20
