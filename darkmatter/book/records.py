@@ -162,7 +162,9 @@ def _check_values(cells: Sequence[str], parameters: Mapping[str, Any]) -> None:
 
     A whole number is a count: 1 or more, or the default, or 0 where the cell says what 0 is.
     """
-    for name, kind, default, help_text in DECLARED.findall("\n".join(cells)):
+    # A cell that was edited and run again is there twice; what it says now comes last.
+    declared = {line[0]: line[1:] for line in DECLARED.findall("\n".join(cells))}
+    for name, (kind, default, help_text) in declared.items():
         value = parameters.get(name)
         if name in OVERRIDES or value is None or str(value) == default or kind not in KINDS:
             continue

@@ -82,7 +82,8 @@ def load(preset: Preset, which: str) -> LoadedSAE:
     Raises DarkmatterError when it was made for the error of another SAE than the preset's
     ``default_sae``.
     """
-    ref = _on_x(preset) if which == "x" else preset.on_error.get(which, "train:")  # type: ignore[call-overload]
+    named: dict[str, str] = {str(name): ref for name, ref in preset.on_error.items()}
+    ref = _on_x(preset) if which == "x" else named.get(which, "train:")
     kind, _, size = ref.partition(":")
     if kind == "train":
         folder = train(preset, which, size=_size(ref, size) if size else None)

@@ -34,11 +34,11 @@ def load_sae(ref: str, preset: Preset) -> LoadedSAE:
 
 def _warn_of_another_place(sae: LoadedSAE, preset: Preset) -> None:
     """Warn where an SAE says that it was trained on another site or model than it is used on."""
-    metadata, model = sae.sae.cfg.metadata, Path(preset.model).name.lower()
+    metadata = sae.sae.cfg.metadata
     if metadata.hook_name and _place(metadata.hook_name) != _place(preset.site):
         warnings.warn(f"The SAE '{sae.ref}' was trained at {metadata.hook_name}, "
                       f"and reads {preset.site} here.", stacklevel=3)
-    if metadata.model_name and metadata.model_name.lower().rpartition("/")[2] != model:
+    if metadata.model_name and _model(metadata.model_name) != _model(preset.model):
         warnings.warn(f"The SAE '{sae.ref}' was trained on the model {metadata.model_name}, "
                       f"and reads {preset.model} here.", stacklevel=3)
 
@@ -47,6 +47,12 @@ def _place(site: str) -> str:
     """One name a place: what enters a layer is what leaves the layer before it."""
     entered = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", site)
     return f"blocks.{int(entered[1]) - 1}.hook_resid_post" if entered else site
+
+
+def _model(name: str) -> str:
+    """One name a model: without its owner, and GPT-2 as the hub has it."""
+    bare = Path(name).name.lower()
+    return "gpt2" if bare == "gpt2-small" else bare
 
 
 def size_of(size: str) -> tuple[int, int]:

@@ -209,6 +209,12 @@ def test_a_chapters_own_parameters_that_fit(
     assert records.start("01_one", "smoke", **{name: value}).parameters[name] == value
 
 
+def test_a_parameters_cell_that_was_edited_and_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    edited = CELL.replace("= 40", "= -1")
+    monkeypatch.setattr(records, "get_ipython", lambda: Shell(CELL, edited))
+    assert records.start("01_one", "smoke", loss_contexts=-1).parameters["loss_contexts"] == -1
+
+
 @pytest.mark.parametrize(("low", "high", "said"), [
     (0.2, 0.4, "agree"), (0.0, 1.0, "agree"), (0.9, 1.1, "cannot say"), (-0.1, 1.1, "cannot say"),
     (1.1, 1.2, "differ"), (-0.2, -0.1, "differ"), (None, None, "cannot say"),

@@ -17,15 +17,6 @@ from tests import formats, tiny
 D, WIDTH, K = 16, 64, 5
 
 
-@pytest.fixture
-def made() -> formats.Weights:
-    weights = formats.random(D, WIDTH, scale=4.0, l0=0.2)
-    weights.b_enc[:] = 0.1 * np.random.default_rng(1).standard_normal(WIDTH)
-    # large: taking it off x or not is seen
-    weights.b_dec[:] = np.random.default_rng(2).standard_normal(D)
-    return weights
-
-
 def x(n: int = 50) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((n, D)).astype(np.float32)
 

@@ -17,21 +17,9 @@ from safetensors.torch import save_file
 from darkmatter.errors import DarkmatterError
 from darkmatter.saes import loading, references
 from tests import formats, tiny
+from tests.saes.test_formats import WIDTH, D, K, x
 
-D, WIDTH, K = 16, 64, 5
 SITE = "blocks.1.hook_resid_post"
-
-
-@pytest.fixture
-def made() -> formats.Weights:
-    weights = formats.random(D, WIDTH, scale=4.0, l0=0.2)
-    weights.b_enc[:] = 0.1 * np.random.default_rng(1).standard_normal(WIDTH)
-    weights.b_dec[:] = np.random.default_rng(2).standard_normal(D)
-    return weights
-
-
-def x(n: int = 50) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((n, D)).astype(np.float32)
 
 
 def standard(made: formats.Weights) -> dict[str, torch.Tensor]:
@@ -253,3 +241,14 @@ def test_another_site_or_model_is_told(made: formats.Weights, tmp_path: Path) ->
     assert SITE in site and "reads blocks.2.hook_resid_post here" in site
     (other,) = told(folder, site=SITE, model="another")
     assert model in other and "reads another here" in other
+
+
+@pytest.mark.parametrize(("written", "asked"), [
+    ("gpt2-small", "gpt2"), ("gemma-2-2b", "google/gemma-2-2b"),
+    ("google/gemma-3-1b-pt", "google/gemma-3-1b-pt")])
+def test_a_model_by_another_of_its_names_is_the_same(
+    made: formats.Weights, tmp_path: Path, written: str, asked: str
+) -> None:
+    metadata = {"sae_lens_version": "6.54.0", "hook_name": SITE, "model_name": written}
+    folder = write(tmp_path / "one", standard(made), metadata=metadata)
+    assert told(folder, site=SITE, model=asked) == []
